@@ -1,0 +1,34 @@
+# Everything goes through `make setup`: .venv with the package, its extras and the pinned torch in it.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+.PHONY: setup demo test fast lint check clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lm]'
+	touch $@
+
+demo: setup ## train a small language model on the standard library's sources
+	$(BIN)/trn data text --out demo/data
+	$(BIN)/trn run --config examples/lm/stdlib.yaml --runs-dir demo/runs
+
+test: setup ## every test, the slow ones too
+	$(PYTEST)
+
+fast: setup ## under two minutes: for every edit
+	$(PYTEST) -m 'not slow'
+
+lint: setup ## format, lint, types, import layers
+	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src tests examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint fast ## one command for everything but the slow tests
+
+clean:
+	rm -rf .venv demo
