@@ -1,0 +1,351 @@
+"""What is written down about runs and jobs: events, outcomes, job rows, and the strict JSON they are written in.
+
+Plain dataclasses, so that reading a run costs an interpreter and nothing more. JSON here is strict both ways: UTF-8,
+no NaN or Infinity, no duplicate keys, bounded size and depth. `canonical_json` is the form that is digested: sorted
+keys, no spaces, shortest floats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trn.errors import STATUS
+from trn.files import sha256_prefix
+
+__all__ = [
+    "EMPTY",
+    "ENDINGS",
+    "EVENT_KINDS",
+    "JOB_STATES",
+    "RUN_ID_PATTERN",
+    "STEP_KEYS",
+    "TIMING_KEYS",
+    "JobRow",
+    "JsonError",
+    "Outcome",
+    "Position",
+    "canonical_json",
+    "deterministic_part",
+    "ending_of",
+    "from_json",
+    "json_line",
+    "new_job_id",
+    "new_run_id",
+    "pretty_json",
+    "read_json",
+    "read_lines",
+    "sha256_json",
+    "utc_now",
+]
+
+Json = dict[str, Any]
+
+SCHEMA_VERSION = 1
+
+RUN_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RESERVED_RUN_IDS = frozenset({"jobs", "logs"})
+
+STEP_KEYS = (
+    "step",
+    "epoch",
+    "train_loss",
+    "grad_norm",
+    "lr",
+    "tokens_per_sec",
+    "samples_per_sec",
+    "gpu_util_pct",
+    "wall_ms",
+    "data_wait_ms",
+    "tokens_seen",
+)
+"""Keys that every line of train_metrics.jsonl has, null where unknown; the trainer's own metrics follow them."""
+
+TIMING_KEYS = frozenset({"tokens_per_sec", "samples_per_sec", "gpu_util_pct", "wall_ms", "data_wait_ms"})
+"""The keys of a metrics line that a clock or a sensor gave: all others are a function of (plan, step)."""
+
+EVENT_KINDS = (
+    "job_submitted",
+    "job_rejected",
+    "job_started",
+    "plan_written",
+    "resumed",
+    "started",
+    "metric",
+    "heartbeat",
+    "checkpoint",
+    "checkpoint_rejected",
+    "metrics_cut",
+    "evaluated",
+    "sample",
+    "step_skipped",
+    "gate",
+    "epoch",
+    "data_wrapped",
+    "exported",
+    "parity",
+    "uploaded",
+    "stop_requested",
+    "preempted",
+    "cancelled",
+    "completed",
+    "failed",
+)
+
+ENDINGS = frozenset({"completed", "preempted", "cancelled", "failed"})
+"""Exactly one event of these kinds ends a job."""
+
+JOB_STATES = ("submitted", "queued", "starting", "running", "rejected", "lost", *STATUS)
+"""What a job can be: on its way, ended with an outcome's word, or `lost`: not ended, and nobody holds its run."""
+
+
+def ending_of(status: str) -> str:
+    """The kind of the event that ends a job whose outcome is `status`."""
+    if status in ("preempted", "cancelled"):
+        return status
+    return "completed" if STATUS[status].exit == 0 else "failed"
+
+
+def utc_now() -> str:
+    """Now, in UTC, as ISO 8601 with microseconds and a `Z`."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def new_run_id() -> str:
+    """A run id that sorts by time: UTC stamp and a random tail."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def new_job_id() -> str:
+    """A job id that sorts by time, to the microsecond, with a random tail."""
+    return f"job-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}"
+
+
+class JsonError(ValueError):
+    """Bytes that are not strict JSON, or hold more than a reader accepts; says why."""
+
+
+_MAX_BYTES = 64 << 20
+_MAX_DEPTH = 64
+_line_encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """One strict JSON object and a newline. Raises ValueError for NaN or Infinity: they are never written."""
+    return _line_encoder.encode(value).encode() + b"\n"
+
+
+def canonical_json(value: Any) -> bytes:
+    """The bytes that are digested: sorted keys, no spaces, UTF-8. Raises ValueError for NaN or Infinity."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def pretty_json(value: Any) -> bytes:
+    """For people: two spaces, keys as given, one newline at the end. Raises ValueError for NaN or Infinity."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=2).encode() + b"\n"
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of `canonical_json(value)`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Json:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise JsonError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise JsonError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise JsonError(f"number out of range: {text[:40]}")
+    return value
+
+
+def _check_depth(text: str) -> None:
+    """Bound the nesting before parsing: quick for flat records, exact enough to keep the parser's stack small."""
+    depth = 0
+    in_string = escaped = False
+    for char in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                in_string = False
+        elif char == '"':
+            in_string = True
+        elif char in "[{":
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise JsonError(f"nested deeper than {_MAX_DEPTH}")
+        elif char in "]}":
+            depth -= 1
+
+
+def from_json(data: bytes) -> Any:
+    """The value of strict JSON bytes. Raises JsonError: NaN, duplicate keys, too large, too deep, not UTF-8."""
+    if len(data) > _MAX_BYTES:
+        raise JsonError(f"{len(data)} bytes, more than {_MAX_BYTES}")
+    try:
+        text = data.decode("utf-8")
+        if text.count("[") + text.count("{") > _MAX_DEPTH:
+            _check_depth(text)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+    except JsonError:
+        raise
+    except (UnicodeDecodeError, ValueError) as error:
+        raise JsonError(str(error)) from error
+
+
+def read_json(path: Path) -> Json:
+    """The JSON object in a file. Raises JsonError (also when it is no object), OSError."""
+    if path.stat().st_size > _MAX_BYTES:
+        raise JsonError(f"{path.name} has more than {_MAX_BYTES} bytes")
+    value = from_json(path.read_bytes())
+    if not isinstance(value, dict):
+        raise JsonError(f"{path.name} holds no JSON object")
+    return value
+
+
+def read_lines(path: Path) -> Iterator[Json]:
+    """The objects of a JSON-lines file, in order; a torn last line is not given. Raises JsonError with the line.
+
+    A missing file has no lines.
+    """
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 - closed below; the with would hide which call may not find it
+    except FileNotFoundError:
+        return
+    with stream:
+        for number, line in enumerate(stream, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = from_json(line)
+            except JsonError as error:
+                raise JsonError(f"{path.name}:{number}: {error}") from error
+            if not isinstance(value, dict):
+                raise JsonError(f"{path.name}:{number}: no JSON object")
+            yield value
+
+
+def deterministic_part(line: Mapping[str, Any]) -> Json:
+    """A metrics line without what clocks and sensors gave: equal in any two runs of one plan."""
+    return {key: value for key, value in line.items() if key not in TIMING_KEYS}
+
+
+@dataclass(frozen=True)
+class Position:
+    """A point in a metrics file: its length in bytes there, the sha256 of those bytes, and how many lines they are."""
+
+    offset: int
+    sha256: str
+    lines: int
+
+    def holds_in(self, path: Path) -> bool:
+        """Whether the file still begins with exactly these bytes."""
+        return sha256_prefix(path, self.offset) == self.sha256
+
+
+EMPTY = Position(0, hashlib.sha256().hexdigest(), 0)
+"""The beginning of any file: what a run without a checkpoint is cut back to."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended; the content of reports/outcome.json.
+
+    `final` and `best` are `{"step", "metric", "value"}` objects or null; `artifacts` maps paths in the run's folder
+    to sha256; `checkpoint` is `{"file", "sha256", "step"}` of the last good checkpoint, null where there is none.
+    """
+
+    status: str
+    reason: str
+    step: int
+    run_id: str
+    job_id: str
+    epochs_completed: int
+    plan_fingerprint: str
+    started_at: str
+    ended_at: str
+    resumable: bool
+    final: Json | None = None
+    best: Json | None = None
+    checkpoint: Json | None = None
+    artifacts: dict[str, str] = field(default_factory=dict)
+    exit_code: int = -1
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.exit_code == -1:
+            object.__setattr__(self, "exit_code", STATUS[self.status].exit)
+
+    def to_json(self) -> Json:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Json) -> Outcome:
+        """Raises JsonError for missing, unknown or ill-typed fields, and where status and exit code disagree."""
+        _require(value, cls, "outcome")
+        outcome = cls(**value)
+        if outcome.status not in STATUS or STATUS[outcome.status].exit != outcome.exit_code:
+            raise JsonError(f"outcome: status {outcome.status!r} does not go with exit code {outcome.exit_code!r}")
+        return outcome
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """One request to bring a run forward, as the job store holds it; times are UTC, null until known."""
+
+    job_id: str
+    run_id: str
+    run_dir: str
+    state: str
+    config_path: str
+    submitted_at: str
+    started_at: str | None = None
+    ended_at: str | None = None
+    pid: int | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    revision: int = 0
+
+    def to_json(self) -> Json:
+        return asdict(self)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "Json | None": (dict, type(None)),
+    "dict[str, str]": (dict,),
+}
+
+
+def _require(value: Json, kind: type, name: str) -> None:
+    fields = kind.__dataclass_fields__  # type: ignore[attr-defined]  # a dataclass by contract of this module
+    if missing := sorted(set(fields) - set(value)):
+        raise JsonError(f"{name}: missing {', '.join(missing)}")
+    if unknown := sorted(set(value) - set(fields)):
+        raise JsonError(f"{name}: unknown {', '.join(unknown)}")
+    for key, one in fields.items():
+        expected = _TYPES[one.type]
+        if not isinstance(value[key], expected) or (bool not in expected and isinstance(value[key], bool)):
+            raise JsonError(f"{name}.{key}: {value[key]!r} is not of type {one.type}")
