@@ -1,0 +1,27 @@
+"""What a training is to the runtime: six hooks, and the short way to have them.
+
+Here: the contract (`Trainer`, `StepResult`, `Context`), how a trainer is found by name, and `TorchTrainer`, which
+makes six hooks of a model and a loss. Not here: where batches come from (feed), when hooks are called (loop), what is
+saved (checkpoint).
+
+    raw batch ──prepare_batch──> batch ──train_step──> StepResult        state_dict <──> load_state_dict
+"""
+
+from trn.trainer.contract import HOOKS, Context, Control, StepResult, Trainer
+from trn.trainer.loading import load_trainer
+from trn.trainer.schedules import lr_at
+from trn.trainer.torch_trainer import NoParams, Step, TorchState, TorchTrainer
+
+__all__ = [
+    "HOOKS",
+    "Context",
+    "Control",
+    "NoParams",
+    "Step",
+    "StepResult",
+    "TorchState",
+    "TorchTrainer",
+    "Trainer",
+    "load_trainer",
+    "lr_at",
+]

@@ -1,0 +1,147 @@
+"""The six hooks that a trainer gives, and the values that pass through them.
+
+    setup(ctx)                                  once, before anything else
+    configure(ctx) -> state                     build model, optimizer, whatever is trained
+    prepare_batch(raw_batch, state, ctx)        rows of the global batch -> what train_step takes
+    train_step(batch, state, ctx) -> StepResult forward, backward, update
+    state_dict(state) -> dict                   all that must survive: tensors and plain containers
+    load_state_dict(state, payload, ctx)        the same, given back
+
+Optional: `evaluate(batches, state, ctx) -> metrics` and `sample(state, ctx) -> {name: text or bytes}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from trn.spec.plan_model import Plan
+
+__all__ = ["HOOKS", "Context", "Control", "StepResult", "Trainer"]
+
+HOOKS = ("setup", "configure", "prepare_batch", "train_step", "state_dict", "load_state_dict")
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a step asks of the loop: no metric event this time, or a pause of so many seconds after it."""
+
+    skip_cadence_emit: bool = False
+    backoff_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step reports.
+
+    `metrics` are finite numbers or 0-d tensors; `loss` and `learning_rate` are accepted for `train_loss` and `lr`.
+    `tokens` is how many tokens the step consumed over all ranks, None where tokens mean nothing.
+    """
+
+    metrics: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
+    debug: Mapping[str, Any] | None = None
+    control: Control | None = None
+    tokens: int | None = None
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """The contract; any object with these six methods is a trainer."""
+
+    def setup(self, ctx: Context) -> None: ...
+    def configure(self, ctx: Context) -> Any: ...
+    def prepare_batch(self, raw_batch: pa.RecordBatch, state: Any, ctx: Context) -> Any: ...
+    def train_step(self, batch: Any, state: Any, ctx: Context) -> StepResult: ...
+    def state_dict(self, state: Any) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Any, payload: dict[str, Any], ctx: Context) -> None: ...
+
+
+class EvaluatingTrainer(Trainer, Protocol):
+    def evaluate(self, batches: Iterable[pa.RecordBatch], state: Any, ctx: Context) -> Mapping[str, float]: ...
+
+
+class Context:
+    """What a hook may know, read-only: the plan, the place, and where in the run it is called.
+
+    `step` is the step being made, from 1 (0 before the first); `row_ids` are the data-set row numbers of this rank's
+    rows, int64 `[rows]`. `cancelled()` is true once the run was asked to stop: long work of your own should look.
+    `tensors(raw_batch)` gives its columns as tensors, without a copy where the layout allows.
+    """
+
+    __slots__ = ("_epoch", "_row_ids", "_row_passes", "_step", "cancelled", "device", "local_rank", "params", "plan",
+                 "rank", "run_dir", "tensors", "world_size")  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        params: Any,
+        device: torch.device,
+        run_dir: Path,
+        cancelled: Callable[[], bool],
+        tensors: Callable[[pa.RecordBatch], dict[str, torch.Tensor]],
+        rank: int = 0,
+        local_rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.plan = plan
+        self.params = params
+        self.device = device
+        self.run_dir = run_dir
+        self.cancelled = cancelled
+        self.tensors = tensors
+        self.rank = rank
+        self.local_rank = local_rank
+        self.world_size = world_size
+        self._step = 0
+        self._epoch = 0
+        self._row_ids: np.ndarray = np.empty(0, np.int64)
+        self._row_passes: np.ndarray = np.empty(0, np.int32)
+
+    @property
+    def step(self) -> int:
+        return self._step
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        return self._row_ids
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @property
+    def samples_dir(self) -> Path:
+        return self.run_dir / "samples"
+
+    def rng(self, sample_id: int) -> np.random.Generator:
+        """A generator keyed by (seed, pass, sample): the same wherever and however often the sample is prepared.
+
+        `sample_id` is a row number; a row that this batch does not hold counts as one of its first row's pass.
+        """
+        found = np.flatnonzero(self._row_ids == sample_id)
+        where = int(found[0]) if len(found) else 0
+        pass_index = int(self._row_passes[where]) if len(self._row_passes) else 0
+        return np.random.Generator(np.random.Philox(key=[self.plan.seed & _U64, (pass_index << 48) ^ sample_id]))
+
+    def _enter_step(self, step: int, epoch: int, row_ids: np.ndarray, row_passes: np.ndarray) -> None:
+        """For the loop alone: the hooks that follow belong to this step and these rows."""
+        self._step = step
+        self._epoch = epoch
+        self._row_ids = row_ids
+        self._row_passes = row_passes
+
+
+_U64 = (1 << 64) - 1

@@ -1,0 +1,95 @@
+"""Child processes that have torch imported already: a hundred killed runs in the time of a few.
+
+The server imports once, then forks for each request; a fork runs `trn.runner` as `python -m trn.runner` would, in a
+session of its own, with its output in a file. The forks are real processes: they are killed for real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+OPERATIONS = "operations: "
+"""Before the last line's number of durable operations that an armed failpoint has counted."""
+
+
+class ForkServer:
+    """`start` gives a pid to kill, `wait` its exit status as subprocess would tell it."""
+
+    def __init__(self) -> None:
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+        )
+
+    def start(self, argv: list[str], log: Path, fault: str | None = None, cwd: Path | None = None) -> int:
+        return int(self._ask({"start": argv, "log": str(log), "fault": fault, "cwd": str(cwd or Path.cwd())}))
+
+    def wait(self, pid: int) -> int:
+        return int(self._ask({"wait": pid}))
+
+    def run(self, argv: list[str], log: Path, fault: str | None = None, cwd: Path | None = None) -> int:
+        return self.wait(self.start(argv, log, fault, cwd))
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def __enter__(self) -> ForkServer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
+def _serve() -> None:
+    import torch
+
+    from trn import files
+    from trn.runner import __main__ as runner
+    from trn.runner import start  # noqa: F401 - imports torch and every room of the runner, once
+
+    # the first optimizer of a process imports torch._dynamo, which takes seconds
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            status = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+            print(json.dumps(status), flush=True)
+            continue
+        pid = os.fork()
+        if pid:
+            print(json.dumps(pid), flush=True)
+            continue
+        os.setsid()
+        os.chdir(request["cwd"])
+        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        files.set_fault(request["fault"])
+        code = 1
+        try:
+            code = runner.main(request["start"])
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.write(2, f"{OPERATIONS}{files.fault_count()}\n".encode())
+            os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()

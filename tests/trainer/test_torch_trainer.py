@@ -1,0 +1,172 @@
+"""The step of TorchTrainer against one written by hand, and its refusal before the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from support.compare import differences
+from support.plans import context_of, plan_of
+from trn.errors import NumericalInstability, PlanRefused
+from trn.spec.plan_model import OptimizerPlan, SchedulePlan
+from trn.trainer import Context, Step, TorchState, TorchTrainer
+from trn.trainer.optimizers import OPTIMIZERS, build_optimizer, optimizer_arguments
+
+
+class Linear(TorchTrainer):
+    """Mean squared error of a linear map; `weight` makes the counts of the rows uneven."""
+
+    def build(self, ctx: Context) -> nn.Module:
+        torch.manual_seed(5)
+        return nn.Linear(3, 1)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Step:
+        weight = batch["weight"]
+        error = (model(batch["x"]).squeeze(1) - batch["y"]) ** 2
+        return Step((error * weight).sum() / weight.sum(), {"mean_x": batch["x"].mean()}, count=int(weight.sum()))
+
+
+def batch_of(rows: int = 8, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "x": torch.randn(rows, 3, generator=generator),
+        "y": torch.randn(rows, generator=generator),
+        "weight": torch.arange(1, rows + 1).float(),
+    }
+
+
+def started(tmp_path: Path, **changes: Any) -> tuple[Linear, TorchState, Context]:
+    trainer, ctx = Linear(), context_of(plan_of(tmp_path / "run", **changes))
+    trainer.setup(ctx)
+    return trainer, trainer.configure(ctx), ctx
+
+
+def at_step(ctx: Context, step: int) -> Context:
+    ctx._step = step
+    return ctx
+
+
+def test_a_step_is_the_one_a_person_would_write(tmp_path: Path) -> None:
+    trainer, state, ctx = started(tmp_path, clip_grad_norm=0.5)
+    result = trainer.train_step(batch_of(), state, at_step(ctx, 1))
+
+    torch.manual_seed(5)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = batch_of()
+    loss = (((model(batch["x"]).squeeze(1) - batch["y"]) ** 2) * batch["weight"]).sum() / batch["weight"].sum()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    optimizer.step()
+    assert differences("", dict(state.model.state_dict()), dict(model.state_dict())) == []
+    assert result.metrics["train_loss"] == loss.item()
+    assert result.metrics["grad_norm"] == norm.item()
+    assert result.metrics["lr"] == 0.1
+
+
+def test_micro_batches_with_uneven_counts_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    whole_trainer, whole, whole_ctx = started(tmp_path / "a")
+    expected = whole_trainer.train_step(batch_of(), whole, at_step(whole_ctx, 1))
+    plan = OptimizerPlan(name="sgd", arguments={"lr": 0.1}, fused=False, accumulate=4)
+    trainer, state, ctx = started(tmp_path / "b", optimizer=plan)
+    result = trainer.train_step(batch_of(), state, at_step(ctx, 1))
+    # the sums are the same, their order is not: float32 rounding
+    for name in ("train_loss", "grad_norm"):
+        assert result.metrics[name] == pytest.approx(expected.metrics[name], rel=1e-6)
+    for mine, theirs in zip(state.parameters, whole.parameters, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_refused_before_the_optimizer_moves(tmp_path: Path, value: float) -> None:
+    trainer, state, ctx = started(tmp_path)
+    trainer.train_step(batch_of(), state, at_step(ctx, 1))
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in state.parameters])
+    bad = batch_of()
+    bad["y"][3] = value
+    with pytest.raises(NumericalInstability) as caught:
+        trainer.train_step(bad, state, at_step(ctx, 2))
+    assert (caught.value.step, caught.value.field) == (2, "train_loss")
+    after = torch.cat([parameter.detach().flatten() for parameter in state.parameters])
+    assert torch.equal(before, after)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is_finite(tmp_path: Path) -> None:
+    class Rooted(Linear):
+        def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Step:
+            # the square root of zero: value 0, slope infinite
+            return Step((model(batch["x"]) * 0.0).abs().sum().sqrt(), count=1)
+
+    trainer, ctx = Rooted(), context_of(plan_of(tmp_path / "run"))
+    state = trainer.configure(ctx)
+    before = [parameter.detach().clone() for parameter in state.parameters]
+    with pytest.raises(NumericalInstability) as caught:
+        trainer.train_step(batch_of(), state, at_step(ctx, 1))
+    assert caught.value.field == "grad_norm"
+    assert all(torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
+
+
+def test_update_n_uses_the_learning_rate_of_index_n_minus_one(tmp_path: Path) -> None:
+    plan = SchedulePlan(kind="linear", warmup_steps=2, total_steps=10, lr_max=1.0, lr_min=0.0)
+    trainer, state, ctx = started(tmp_path, schedule=plan)
+    rates = [trainer.train_step(batch_of(), state, at_step(ctx, step)).metrics["lr"] for step in (1, 2, 3, 7, 11)]
+    assert rates == [0.0, 0.5, 1.0, 0.5, 0.0]
+
+
+def test_state_given_back_continues_bit_for_bit(tmp_path: Path) -> None:
+    adamw = OptimizerPlan(name="adamw", arguments={"lr": 0.1, "betas": [0.9, 0.99]}, fused=None, accumulate=1)
+    trainer, state, ctx = started(tmp_path / "a", optimizer=adamw)
+    for step in range(1, 4):
+        trainer.train_step(batch_of(seed=step), state, at_step(ctx, step))
+    again, fresh, other = started(tmp_path / "b", optimizer=adamw)
+    again.load_state_dict(fresh, trainer.state_dict(state), other)
+    for step in range(4, 7):
+        trainer.train_step(batch_of(seed=step), state, at_step(ctx, step))
+        again.train_step(batch_of(seed=step), fresh, at_step(other, step))
+    assert differences("", trainer.state_dict(state), again.state_dict(fresh)) == []
+
+
+def test_evaluation_is_the_mean_over_all_rows_and_changes_nothing(tmp_path: Path) -> None:
+    trainer, state, ctx = started(tmp_path)
+    parts: list[Any] = [batch_of(6, seed=1), batch_of(2, seed=2)]
+    metrics = trainer.evaluate(parts, state, ctx)
+    total = sum(float(trainer.loss(state.model, part).loss) * int(part["weight"].sum()) for part in parts)
+    assert metrics["val_loss"] == pytest.approx(total / (21 + 3), rel=1e-12)
+    assert set(metrics) == {"val_loss", "val_mean_x"}
+    assert state.model.training
+    assert all(parameter.grad is None for parameter in state.parameters)
+
+
+def test_an_optimizer_takes_only_its_own_arguments() -> None:
+    given = {"lr": 0.1, "betas": [0.9, 0.999], "momentum": 0.9, "weight_decay": 0.0, "eps": 1e-8, "nesterov": False}
+    assert set(optimizer_arguments("adamw", given, set())) == {"lr", "betas", "weight_decay", "eps"}
+    with pytest.raises(PlanRefused, match="adamw does not take momentum"):
+        optimizer_arguments("adamw", given, {"momentum"})
+    with pytest.raises(PlanRefused, match="unknown name 'adamv'"):
+        optimizer_arguments("adamv", given, set())
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_listed_optimizer_makes_a_step(name: str) -> None:
+    parameter = nn.Parameter(torch.ones(4, 4))
+    plan = OptimizerPlan(name=name, arguments={"lr": 0.01}, fused=None, accumulate=1)
+    optimizer = build_optimizer(plan, [parameter])
+    parameter.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert not torch.equal(parameter.detach(), torch.ones(4, 4))
+
+
+def test_fused_is_used_where_it_may_and_refused_where_it_cannot() -> None:
+    parameter = nn.Parameter(torch.ones(4))
+    fused = build_optimizer(OptimizerPlan(name="adamw", arguments={"lr": 0.1}, fused=None, accumulate=1), [parameter])
+    assert fused.param_groups[0]["fused"] is True
+    plain = build_optimizer(OptimizerPlan(name="adamw", arguments={"lr": 0.1}, fused=False, accumulate=1), [parameter])
+    assert not plain.param_groups[0]["fused"]
+    with pytest.raises(PlanRefused, match="cannot be fused"):
+        build_optimizer(OptimizerPlan(name="adadelta", arguments={"lr": 0.1}, fused=True, accumulate=1), [parameter])
