@@ -1,0 +1,87 @@
+"""Find the newest checkpoint that holds, and set aside what came after it.
+
+Nothing is believed before it is verified: the meta by its own digest, the `.pt` by its hash, the metrics files by the
+digest of what this state had seen. What does not hold is named with its reason and the search walks back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name, reject_reason
+from trn.checkpoint.retention import clean_leftovers, link_hint, unlink_hint
+from trn.errors import NoGoodCheckpoint
+from trn.files import make_folder, move
+from trn.records import JsonError
+
+__all__ = ["Found", "find_newest_good", "load_payload", "set_aside_later"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest good checkpoint, None where none was ever committed; and what was rejected on the way, with why."""
+
+    meta: CheckpointMeta | None
+    rejected: tuple[tuple[str, str], ...]
+
+
+def find_newest_good(run_dir: Path, *, plan_fingerprint: str, announced: set[int]) -> Found:
+    """Walk back from the newest. `announced` are steps that the events say were committed and not since removed.
+
+    Raises NoGoodCheckpoint when checkpoints had been committed and none holds.
+    """
+    folder, reports = run_dir / "checkpoints", run_dir / "reports"
+    steps = listed_steps(folder)
+    newest = max(steps, default=0)
+    rejected = [
+        (checkpoint_name(step), "its meta is gone") for step in sorted(announced, reverse=True) if step > newest
+    ]
+    for step in steps:
+        try:
+            meta = CheckpointMeta.read(folder / meta_name(step))
+            reason = reject_reason(folder, meta, plan_fingerprint=plan_fingerprint, reports=reports)
+        except (JsonError, OSError) as error:
+            reason = f"{meta_name(step)}: {error}"
+        if reason is None:
+            return Found(meta, tuple(rejected))
+        rejected.append((checkpoint_name(step), reason))
+    if rejected or announced:
+        listed = "; ".join(f"{file}: {reason}" for file, reason in rejected)
+        raise NoGoodCheckpoint(
+            f"checkpoints were committed and none holds: {listed or 'all are gone'}.",
+            where=str(folder),
+            hint="Restore one from a backup, or start a new run.",
+        )
+    return Found(None, ())
+
+
+def load_payload(run_dir: Path, meta: CheckpointMeta) -> dict[str, Any]:
+    """The content of a verified checkpoint; tensors are memory-mapped, private to this process, on the CPU."""
+    path = run_dir / "checkpoints" / meta.file
+    payload: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return payload
+
+
+def set_aside_later(run_dir: Path, *, step: int, best_step: int | None, job_id: str) -> list[str]:
+    """Move checkpoints after `step` to `abandoned-<job_id>/`, clean up, and let the hints name what is left."""
+    folder = run_dir / "checkpoints"
+    names = [
+        name for later in listed_steps(folder) if later > step for name in (meta_name(later), checkpoint_name(later))
+    ]
+    moved = []
+    for name in names:
+        if (folder / name).exists():
+            target = make_folder(folder / f"abandoned-{job_id}")
+            move(folder / name, target / name)
+            moved.append(name)
+    clean_leftovers(folder)
+    for hint, at in (("last", step), ("best", best_step)):
+        if at and (folder / meta_name(at)).exists() and (folder / checkpoint_name(at)).exists():
+            link_hint(folder, hint, at)
+        else:
+            unlink_hint(folder, hint)
+    return moved

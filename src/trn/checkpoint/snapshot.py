@@ -1,0 +1,81 @@
+"""A copy of the whole state, taken between two steps into buffers that are allocated once and kept.
+
+The copy is what blocks the loop, so it is nothing but memory copies: no hashing, no serialising, no fresh pages after
+the first time. Tensors that share memory are copied once and share it in the copy too (tied weights stay tied).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trn.errors import TrainerError
+
+__all__ = ["Snapshots"]
+
+_PLAIN: tuple[type, ...] = (bool, int, float, str, bytes, type(None))
+_Key = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]
+
+
+class Snapshots:
+    """Takes copies; the value of one `take` is valid until the next."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, tree: Any) -> Any:
+        """A copy of nested dicts, lists and tuples of tensors and plain values; tensors land in CPU memory.
+
+        Raises TrainerError, naming the path, for anything that a checkpoint cannot hold.
+        """
+        used: set[str] = set()
+        copy = self._copy(tree, "state", {}, used)
+        for path in set(self._buffers) - used:
+            del self._buffers[path]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
+            torch.cuda.synchronize()  # copies from devices were queued without waiting
+        return copy
+
+    def size_bytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def _copy(self, value: Any, path: str, seen: dict[_Key, torch.Tensor], used: set[str]) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value.detach(), path, seen, used)
+        if type(value) in _PLAIN:
+            return value
+        if isinstance(value, (int, float, str)):
+            # a numpy float or an enum would be refused by the restricted loader: keep its plain value
+            return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
+        if isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, (str, int)):
+                    raise TrainerError(
+                        f"a key of type {type(key).__name__}; a checkpoint holds str and int.", where=path
+                    )
+            return {key: self._copy(item, f"{path}.{key}", seen, used) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._copy(item, f"{path}[{i}]", seen, used) for i, item in enumerate(value))
+        raise TrainerError(
+            f"a {type(value).__name__}; a checkpoint holds tensors, numbers, text, bytes, lists, tuples and dicts.",
+            where=path,
+            hint="Turn it into one of these in state_dict.",
+        )
+
+    def _tensor(self, tensor: torch.Tensor, path: str, seen: dict[_Key, torch.Tensor], used: set[str]) -> torch.Tensor:
+        if tensor.layout is not torch.strided:
+            raise TrainerError(f"a tensor of layout {tensor.layout}; a checkpoint holds strided ones.", where=path)
+        key = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tensor.dtype, tensor.shape,
+               tensor.stride())  # fmt: skip
+        if tensor.numel() and key in seen:
+            return seen[key]
+        buffer = self._buffers.get(path)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._buffers[path] = buffer
+        buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+        used.add(path)
+        seen[key] = buffer
+        return buffer
