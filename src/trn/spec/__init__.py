@@ -1,0 +1,50 @@
+"""The spec: what a user writes, read and refused without guessing; and the plan that is made of it.
+
+Here belongs: reading YAML, JSON and TOML into trees that remember their file and line, `extends`, profiles,
+`--set` and flags, the schema, and the words in which a mistake is reported. What does not: anything that needs the
+trainer, the data or the machine (that is `plan/`), and torch, pyarrow or numpy.
+
+    bytes ──documents──> Node tree ──layers──> one Node tree ──schema, rules──> Spec ──(plan/)──> Plan
+             (file, line)            extends < file < profile < --set < flag
+
+A refusal is one `SpecError` with all problems. Nothing is created, and no code named by a spec is run.
+"""
+
+from __future__ import annotations
+
+from trn.spec.json_schema import spec_schema
+from trn.spec.load import LoadedSpec, load_spec
+from trn.spec.schema import (
+    BestSpec,
+    CheckpointSpec,
+    DatasetSpec,
+    EmaSpec,
+    ExportSpec,
+    GatesSpec,
+    GuardSpec,
+    LimitsSpec,
+    OptimizerSpec,
+    ScheduleSpec,
+    Spec,
+    ValidationSpec,
+)
+from trn.spec.sources import Source
+
+__all__ = [
+    "BestSpec",
+    "CheckpointSpec",
+    "DatasetSpec",
+    "EmaSpec",
+    "ExportSpec",
+    "GatesSpec",
+    "GuardSpec",
+    "LimitsSpec",
+    "LoadedSpec",
+    "OptimizerSpec",
+    "ScheduleSpec",
+    "Source",
+    "Spec",
+    "ValidationSpec",
+    "load_spec",
+    "spec_schema",
+]

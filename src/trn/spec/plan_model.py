@@ -1,0 +1,191 @@
+"""The plan: a spec with nothing left open. What is recorded here is what runs.
+
+The plan is one JSON document, `reports/resolved_config.json`. Its `fingerprint` is the sha256 of its canonical JSON
+without the keys in `UNFINGERPRINTED`: where a run lies and what it is called do not change what it computes. Data
+enter by their own fingerprint, not by path or time stamp.
+
+    spec ──load──> Spec ──plan──> Plan ──publish──> resolved_config.json ──read──> Plan (every resume, verify, diff)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trn.errors import ResumeRefused
+from trn.records import Json, canonical_json, from_json, sha256_json
+
+__all__ = [
+    "UNFINGERPRINTED",
+    "BudgetPlan",
+    "CheckpointPlan",
+    "DatasetPlan",
+    "OptimizerPlan",
+    "Plan",
+    "SchedulePlan",
+    "TrainerPlan",
+    "ValidationPlan",
+]
+
+UNFINGERPRINTED = frozenset(
+    {
+        "schema_version",
+        "config_path",
+        "base_config_path",
+        "dataset_seed",
+        "run_id",
+        "run_dir",
+        "runs_dir",
+        "spec_folder",
+        "fingerprint",
+    }
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TrainerPlan(_Part):
+    """Which class trains, with which typed parameters and which code."""
+
+    name: str
+    """As the spec names it: an entry-point name or `module:Class`."""
+    module: str
+    qualname: str
+    code_sha256: str
+    """Digest of the trainer's own modules, see trn.provenance.code."""
+    counts: Literal["samples", "tokens"]
+    params: dict[str, Any]
+
+
+class DatasetPlan(_Part):
+    """What is read, in which order, cut how. Rows are global row numbers over all files."""
+
+    data: dict[str, Any]
+    """The opened data set as a value: files, row groups, columns, fingerprint (trn.feed.Dataset)."""
+    columns: list[str]
+    batch_size: int
+    readahead: int
+    shuffle: bool
+    window: int
+    """Row groups per shuffle window."""
+    remainder: Literal["carry", "drop", "keep"]
+    end: Literal["stop", "cycle"]
+    passes: int | None
+    """How many passes the budget reads at the most; null with `end: cycle`."""
+
+
+class ValidationPlan(_Part):
+    data: dict[str, Any]
+    columns: list[str]
+    batch_size: int
+    every_steps: int
+    """0: not by steps."""
+    every_epochs: int
+    """0: not by epochs."""
+    max_batches: int
+    """0: all of it."""
+
+
+class BudgetPlan(_Part):
+    max_steps: int
+    steps_per_epoch: int
+    batches_per_pass: int
+
+
+class OptimizerPlan(_Part):
+    """Arguments of a class of torch.optim, by the lower-case name of that class, and the micro-batches per step."""
+
+    name: str
+    arguments: dict[str, Any]
+    fused: bool | None
+    accumulate: int
+
+
+class SchedulePlan(_Part):
+    kind: Literal["constant", "linear", "warmup_cosine"]
+    warmup_steps: int
+    total_steps: int
+    lr_max: float
+    lr_min: float
+
+
+class CheckpointPlan(_Part):
+    every_steps: int
+    keep: int
+    best_metric: str | None
+    best_mode: Literal["min", "max"]
+
+
+class Plan(_Part):
+    """One training, decided. `Plan.read` is the only way in from bytes, `to_bytes` the only way out."""
+
+    schema_version: Literal[1] = 1
+    config_path: str
+    base_config_path: list[str]
+    dataset_seed: int
+    run_id: str
+    run_dir: str
+    runs_dir: str
+    spec_folder: str
+    trainer: TrainerPlan
+    dataset: DatasetPlan
+    validation: ValidationPlan | None
+    budget: BudgetPlan
+    seed: int
+    device: str
+    precision: Literal["none", "fp16", "bf16"]
+    ddp: bool
+    world_size: int
+    threads: int
+    deterministic: bool | Literal["warn"]
+    optimizer: OptimizerPlan | None
+    """Null for a trainer that does not honour the spec's optimizer."""
+    schedule: SchedulePlan | None
+    clip_grad_norm: float | None
+    metric_every: int
+    sample_every: int
+    checkpoint: CheckpointPlan
+    max_runtime_s: float
+    """0: no limit."""
+    versions: dict[str, str]
+    """Library versions that the numbers depend on: python, torch, numpy, pyarrow and the recipe's own."""
+    owner: str | None = None
+    release_ref: str | None = None
+    fingerprint: str = ""
+
+    def compute_fingerprint(self) -> str:
+        """Hex sha256 of all that decides what this run computes."""
+        value = self.model_dump(mode="json", exclude=set(UNFINGERPRINTED))
+        for part in (value["dataset"], value["validation"]):
+            if part is not None:
+                part["data"] = part["data"]["fingerprint"]
+        return sha256_json(value)
+
+    def sealed(self) -> Plan:
+        """This plan with its fingerprint filled in."""
+        return self.model_copy(update={"fingerprint": self.compute_fingerprint()})
+
+    def to_json(self) -> Json:
+        return self.model_dump(mode="json")
+
+    def to_bytes(self) -> bytes:
+        return canonical_json(self.to_json()) + b"\n"
+
+    @classmethod
+    def read(cls, data: bytes, where: str) -> Plan:
+        """The plan in `data`; `where` is the file's path, for messages.
+
+        Raises ResumeRefused when it is no strict JSON, has missing, unknown or ill-typed keys, or when its
+        fingerprint is not that of its content.
+        """
+        try:
+            plan = cls.model_validate(from_json(data), strict=False)
+        except (ValidationError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise ResumeRefused(f"this is not a plan: {first}", where=where) from error
+        if plan.compute_fingerprint() != plan.fingerprint:
+            raise ResumeRefused("the plan was changed after it was published: its fingerprint differs.", where=where)
+        return plan

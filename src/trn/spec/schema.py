@@ -1,0 +1,378 @@
+"""The spec as types: every key that a user may write, its default, unit and bounds.
+
+The docstring below a field is its description in `trn schema` and in the docs. Types are strict: text is no number
+and a number is no switch; a whole number may be written as `1e6`, and a whole number is a number. What no single
+field can decide stands in `rules.py`. A `Spec` is frozen, and none exists that breaks a rule.
+
+`extends`, `profiles` and the spellings `amp` and `use_amp` are gone when a Spec is made: they belong to documents,
+see `settle.py` and `overrides.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN
+from trn.spec.rules import broken_rules
+from trn.spec.words import dotted, one_of
+
+__all__ = [
+    "BestSpec",
+    "CheckpointSpec",
+    "DatasetSpec",
+    "EmaSpec",
+    "ExportSpec",
+    "GatesSpec",
+    "GuardSpec",
+    "LimitsSpec",
+    "OptimizerSpec",
+    "ScheduleSpec",
+    "Spec",
+    "ValidationSpec",
+]
+
+_LARGEST = 2**53 - 1  # the last whole number that every JSON reader keeps exactly
+
+
+def _expected(what: str) -> PydanticCustomError:
+    return PydanticCustomError("expected", "expected {what}", {"what": what})
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST else value
+
+
+def _is_version_1(value: object) -> object:
+    if type(value) is not int or value != 1:
+        raise _expected("1, the only version there is")
+    return value
+
+
+def _is_deterministic(value: object) -> object:
+    if not isinstance(value, bool) and value != "warn":
+        raise _expected("true, warn or false")
+    return value
+
+
+def _is_run_id(value: str) -> str:
+    if not RUN_ID_PATTERN.fullmatch(value):
+        raise _expected("1 to 64 of A-Z a-z 0-9 . _ -, the first one a letter or digit")
+    if value in RESERVED_RUN_IDS:
+        raise _expected(f"an id that is not reserved ({one_of(sorted(RESERVED_RUN_IDS))} name folders)")
+    return value
+
+
+def _is_path(value: str) -> str:
+    if not value.strip() or "\0" in value:
+        raise _expected("a path")
+    return value
+
+
+def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise _expected("at least one path")
+    return value
+
+
+def _is_label(value: str) -> str:
+    if len(value) > 256 or not value.isprintable():
+        raise _expected("one line of at most 256 characters")
+    return value
+
+
+def _two_numbers(value: object) -> object:
+    if isinstance(value, (list, tuple)) and len(value) != 2:
+        raise _expected("two numbers")
+    return value
+
+
+_TRAINER = r"^[A-Za-z_][A-Za-z0-9_.-]*(:[A-Za-z_][A-Za-z0-9_.]*)?$"
+_DEVICE = r"^[a-z]+(:[0-9]{1,4})?$"
+_NAME = r"^[a-z][a-z0-9_]*$"
+
+Positive = Annotated[int, Field(ge=1, le=_LARGEST), BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=0, le=_LARGEST), BeforeValidator(_whole)]
+NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_is_path)]
+Label = Annotated[str, Field(max_length=256), AfterValidator(_is_label)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+Paths = Annotated[
+    tuple[PathText, ...], Field(strict=False, json_schema_extra={"minItems": 1}), AfterValidator(_not_empty)
+]
+Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False), BeforeValidator(_two_numbers)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty_sections(cls, value: object) -> object:
+        """`gates:` with nothing below it is the same as no `gates` at all."""
+        if not isinstance(value, Mapping):
+            return value
+        sections = {name for name, field in cls.model_fields.items() if field.default_factory is not None}
+        return {key: child for key, child in value.items() if child is not None or key not in sections}
+
+
+class DatasetSpec(_Part):
+    """The training data and how a step's rows are cut from it; exactly one of `parquet_paths` and `manifest`."""
+
+    parquet_paths: Paths | None = None
+    """Parquet files, globs or URLs, in this order. Relative ones belong to the file that wrote them."""
+    manifest: PathText | None = None
+    """A manifest as `trn data index` writes it, instead of `parquet_paths`."""
+    columns: Names = ()
+    """Columns to read; empty: those that the trainer names."""
+    batch_size: Positive = 32
+    """Rows a step, over all ranks and micro-batches."""
+    readahead: Annotated[int, Field(ge=0, le=1024), BeforeValidator(_whole)] = 2
+    """Batches to read ahead of the step; 0: none."""
+    shuffle: bool = True
+    """Whether each pass has its own order. It follows from `seed`, the data and the pass, from nothing else."""
+    window: Positive = 8
+    """Row groups that are shuffled together: more mix better and take more memory."""
+    remainder: Literal["carry", "drop", "keep"] = "carry"
+    """A last, short batch of a pass: filled from the next pass, dropped, or kept short."""
+    end: Literal["stop", "cycle"] = "stop"
+    """What the end of the data means to a budget in steps: the end, or a new pass."""
+
+
+class ValidationSpec(_Part):
+    """The validation data and when they are used; exactly one of `parquet_paths` and `manifest`."""
+
+    parquet_paths: Paths | None = None
+    """Parquet files, globs or URLs, in this order. Relative ones belong to the file that wrote them."""
+    manifest: PathText | None = None
+    """A manifest as `trn data index` writes it, instead of `parquet_paths`."""
+    every_steps: Count = 0
+    """Evaluate after each this many steps; 0: not by steps."""
+    every_epochs: Count = 1
+    """Evaluate after each this many epochs; 0: not by epochs. The end of a run is always evaluated."""
+    max_batches: Count = 0
+    """At most this many batches an evaluation; 0: all of them."""
+
+
+class OptimizerSpec(_Part):
+    """The optimizer of a TorchTrainer: a class of torch.optim, and its arguments."""
+
+    name: Annotated[str, Field(pattern=_NAME)] = "adamw"
+    """Lower-case name of a class of torch.optim: adamw, sgd ..."""
+    lr: AboveZero = 1e-3
+    """Learning rate. With a `schedule` it is the highest one, the same as `schedule.lr_max`."""
+    weight_decay: NotNegative = 0.01
+    """Weight decay, as the optimizer defines it."""
+    betas: Betas = (0.9, 0.999)
+    """Decay rates of the first and second moment, for Adam and its kin."""
+    eps: AboveZero = 1e-8
+    """Added to the denominator, for Adam and its kin."""
+    momentum: BelowOne = 0.0
+    """Momentum, for SGD and its kin."""
+    nesterov: bool = False
+    """Nesterov's momentum; needs `momentum` above 0."""
+    accumulate: Positive = 1
+    """Micro-batches a step; the batch size must be a multiple of it."""
+    fused: bool | None = None
+    """The fused implementation: yes, no, or null for wherever there is one."""
+
+
+class ScheduleSpec(_Part):
+    """The learning rate as a function of the step. Needs `optimizer.lr` or `lr_max`; where both stand, they agree."""
+
+    kind: Literal["constant", "linear", "warmup_cosine"]
+    """After the warm-up: stay at `lr_max`, or go down to `lr_min` in a line or half a cosine."""
+    warmup_steps: Count = 0
+    """Steps of a linear rise from 0; fewer than the budget has."""
+    lr_max: AboveZero | None = None
+    """Learning rate at the end of the warm-up; null: `optimizer.lr`."""
+    lr_min: NotNegative = 0.0
+    """Learning rate at the end of the budget; at most `lr_max`."""
+
+
+class EmaSpec(_Part):
+    """A moving average of the weights, beside them."""
+
+    enabled: bool = False
+    """Whether the average is kept."""
+    decay: BelowOne = 0.999
+    """What a step keeps of the average."""
+    evaluate: bool = False
+    """Evaluate and export the average instead of the weights; needs `enabled`."""
+
+
+class BestSpec(_Part):
+    """What makes a checkpoint the best one."""
+
+    metric: Annotated[str, Field(min_length=1, max_length=128)] = "val_loss"
+    """A metric of the evaluation."""
+    mode: Literal["min", "max"] = "min"
+    """Whether less or more of it is better."""
+
+
+class CheckpointSpec(_Part):
+    """Which checkpoints are kept."""
+
+    keep: Annotated[int, Field(ge=2, le=_LARGEST), BeforeValidator(_whole)] = 3
+    """The newest this many stay, and the best one; never fewer than two, so that one may be torn."""
+    save_delay_steps: Count = 0
+    """No best checkpoint before this step; 0: from the first evaluation."""
+    best: BestSpec = Field(default_factory=BestSpec)
+    """What makes a checkpoint the best one."""
+
+
+class GatesSpec(_Part):
+    """Rules that end a run, for good or ill. They look at the validation loss after each epoch's evaluation."""
+
+    regime: Literal["finetune", "from_scratch"] | None = None
+    """Which cap the first validation loss has; null: follows from whether initial weights are given."""
+    target_val_loss: AboveZero | None = None
+    """End as `target_reached` at this validation loss or below; null: no target."""
+    patience: Count | None = None
+    """End as `early_stopped` after more than this many epochs without a better loss; null: never."""
+    min_epochs: Count = 3
+    """Neither target nor patience ends a run before this many epochs."""
+    min_delta: NotNegative = 0.0
+    """A loss is better only if it is lower by more than this."""
+    telemetry: Literal["warn", "stop"] = "warn"
+    """What an impossible reading of a sensor does: a counted warning and a null, or the end of the run."""
+    divergence_factor: Annotated[float, Field(gt=1)] | None = None
+    """End as `divergence` when the loss is above this many times the best one; null: only by the fixed rules."""
+    require_target: bool = False
+    """A run that ends above its target ends as `target_missed`; needs `target_val_loss`."""
+
+
+class GuardSpec(_Part):
+    """What happens to a step whose loss or gradient is not finite. Its update is never made."""
+
+    policy: Literal["stop", "skip"] = "stop"
+    """End the run, or go on without the step."""
+    max_skips: Positive = 3
+    """With `skip`: end the run at more than this many in a row."""
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """With `skip`: each skip multiplies the learning rate by this."""
+
+
+class ExportSpec(_Part):
+    """What is made of the weights at the end of the run, and how closely it has to agree with them."""
+
+    onnx: bool = False
+    """Export to ONNX and compare with ONNX Runtime."""
+    opset: Annotated[int, Field(ge=18, le=99), BeforeValidator(_whole)] = 18
+    """Opset of the ONNX file."""
+    parity_policy: Literal["fail", "warn"] = "fail"
+    """What a difference above `atol` does: end as `parity_failed`, or be reported."""
+    atol: NotNegative = 1e-4
+    """Largest absolute difference of an output."""
+
+
+class LimitsSpec(_Part):
+    """Limits of time, in seconds."""
+
+    max_runtime_seconds: NotNegative = 0.0
+    """A job ends as `time_limit` after this, with a checkpoint; 0: no limit."""
+    grace_seconds: NotNegative = 30.0
+    """How long a process that was asked to stop may take."""
+    hang_seconds: NotNegative = 0.0
+    """A job ends as `hang` when no step ends for this long; 0: never."""
+
+
+class Spec(_Part):
+    """One training, as its user wants it: every file, profile and override merged, and all of it checked."""
+
+    config_version: Annotated[Literal[1], BeforeValidator(_is_version_1)] = Field(examples=[1])
+    """Version of this schema: 1."""
+    trainer_api_version: Literal["v1"] | None = None
+    """Version of the trainer contract; null: v1."""
+    run_id: (
+        Annotated[str, AfterValidator(_is_run_id), Field(json_schema_extra={"pattern": f"^{RUN_ID_PATTERN.pattern}$"})]
+        | None
+    ) = None
+    """Name of the run and of its folder; null: a UTC stamp and a random tail."""
+    trainer: Annotated[str, Field(pattern=_TRAINER, max_length=256)] = Field(examples=["lm"])
+    """Who trains: the name of an entry point, or `module:Class`."""
+    hyperparams: dict[str, Any] = Field(default_factory=dict)
+    """The trainer's own parameters: JSON values with finite numbers."""
+    dataset: DatasetSpec = Field(examples=[{"parquet_paths": ["data/*.parquet"]}])
+    """The training data."""
+    validation: ValidationSpec | None = None
+    """The validation data; null: no validation."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)] = Field(examples=[42])
+    """Where all randomness starts."""
+    device: Annotated[str, Field(pattern=_DEVICE)] = Field(examples=["cpu"])
+    """cpu, cuda, cuda:1, mps ...; never replaced by another."""
+    precision: Literal["none", "fp16", "bf16"] = Field(examples=["none"])
+    """Automatic mixed precision. Also written `amp: bf16`, or `use_amp: true` for fp16."""
+    ddp: bool = Field(examples=[False])
+    """Whether several processes train together."""
+    max_steps: Positive | None = None
+    """Budget in optimizer steps, never rounded up; or `epochs`."""
+    epochs: Positive | None = None
+    """Budget in epochs: of `steps_per_epoch` steps each, or passes over the data; or `max_steps`."""
+    steps_per_epoch: Positive | None = None
+    """Steps of an epoch; null: those of one pass over the data."""
+    metric_every: Count = 10
+    """Metric events each this many steps; 0: never. The metrics file has every step in any case."""
+    checkpoint_every: Count = 200
+    """Checkpoint each this many steps; 0: only at the end."""
+    sample_every: Count = 0
+    """Let the trainer write samples each this many steps; 0: never."""
+    optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
+    """The optimizer of a TorchTrainer."""
+    schedule: ScheduleSpec = Field(default_factory=lambda: ScheduleSpec(kind="constant"))
+    """The learning rate over the steps; without it, `optimizer.lr` throughout."""
+    clip_grad_norm: NotNegative | None = None
+    """Largest L2 norm of all gradients together; null or 0: no clipping."""
+    ema: EmaSpec = Field(default_factory=EmaSpec)
+    """A moving average of the weights."""
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    """Which checkpoints are kept."""
+    gates: GatesSpec = Field(default_factory=GatesSpec)
+    """Rules that end a run."""
+    guard: GuardSpec = Field(default_factory=GuardSpec)
+    """What happens to a step that is not finite."""
+    export: ExportSpec = Field(default_factory=ExportSpec)
+    """What is made of the weights at the end."""
+    limits: LimitsSpec = Field(default_factory=LimitsSpec)
+    """Limits of time."""
+    runs_dir: PathText | None = None
+    """Folder of all runs; null: `runs` below the current folder. `--runs-dir` and TRN_RUNS_DIR win."""
+    threads: Annotated[int, Field(ge=0, le=4096), BeforeValidator(_whole)] = 0
+    """CPU threads; 0: what the machine gives. The number used is recorded and part of the resume contract."""
+    deterministic: Annotated[bool | Literal["warn"], BeforeValidator(_is_deterministic)] = True
+    """Deterministic kernels: required, wanted with a warning where there is none, or not asked for."""
+    owner: Label = ""
+    """Who the run belongs to."""
+    release_ref: Label = ""
+    """What the run is made for, such as org/repo:latest."""
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Self:
+        broken = broken_rules(self.model_dump(exclude_unset=True))
+        if broken:
+            text = "; ".join(f"{dotted(path)}: {message}" for path, message in broken)
+            raise PydanticCustomError("rules", "{text}", {"text": text})
+        return self
+
+    @model_validator(mode="after")
+    def _settle_learning_rate(self) -> Self:
+        """The highest learning rate stands in two places with one value, so that none of them can mislead."""
+        lr = self.schedule.lr_max or self.optimizer.lr
+        # a frozen model is only changed here, before anyone has seen it; `model_fields_set` stays what was given
+        object.__setattr__(self, "schedule", self.schedule.model_copy(update={"lr_max": lr}))
+        object.__setattr__(self, "optimizer", self.optimizer.model_copy(update={"lr": lr}))
+        return self
