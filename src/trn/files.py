@@ -25,7 +25,6 @@ import fcntl
 import hashlib
 import itertools
 import os
-import shutil
 import signal
 import threading
 import time
@@ -326,6 +325,8 @@ def remove(path: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all in it; symbolic links are removed, never followed. Raises StorageError."""
+    import shutil  # brings three compression libraries: not for those who only read
+
     with _storage("remove", path), contextlib.suppress(FileNotFoundError):
         _trip("unlink", str(path))
         shutil.rmtree(path)

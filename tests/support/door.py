@@ -18,7 +18,8 @@ from typing import Any
 from trn.doors.foreground import Watch, run_in_foreground
 from trn.doors.progress import display_for
 from trn.doors.summary import summary_lines
-from trn.jobs import Ending, Store, open_store
+from trn.jobs import Store, open_store
+from trn.jobs.ending import Ending
 from trn.launch import LocalLauncher
 from trn.records import JobRow, new_job_id, pretty_json, utc_now
 

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trn.records import new_job_id
+
 TRAINER = """
 import random
 import zlib
@@ -111,8 +113,8 @@ def write_job(folder: Path, *, max_steps: int = 200, checkpoint_every: int = 20)
 
 
 def command(spec: Path, runs_dir: Path, run_id: str, *more: str) -> list[str]:
-    """Continue the run, or start it."""
+    """Continue the run, or start it; a new job each time."""
     return [
-        *("--job-id", f"job-{run_id}", "--config", str(spec), "--runs-dir", str(runs_dir), "--run-id", run_id),
+        *("--job-id", new_job_id(), "--config", str(spec), "--runs-dir", str(runs_dir), "--run-id", run_id),
         *(more or ("--auto-resume",)),
     ]

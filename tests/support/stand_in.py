@@ -3,7 +3,8 @@
     python stand_in.py --job-id J --run-dir DIR [--steps N] [--from-step K] --then WHAT
 
 WHAT: complete | die (SIGKILL itself) | exit=N | refuse | early-die (publish, then die before the first event) |
-silent-die (die without a folder) | wait (for a signal, or for its door to vanish) | lock (hold the run and wait)
+silent-die (die without a folder) | wait (for a signal, or for its door to vanish) | wait-twice (for two signals) |
+lock (hold the run and wait)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, meta_name
 from trn.files import AppendLog, Lock, make_folder, publish_folder, write_atomic
 from trn.journal import EventLog
 from trn.records import Outcome, ending_of, json_line, pretty_json, utc_now
@@ -86,12 +88,31 @@ class Job:
             self.metrics.append(metrics_line(self.step, 5.0 / self.step))
             print(f"the trainer prints step {self.step}")
         self.events.emit("evaluated", step=self.step, metrics={"val_loss": 2.5})
-        file = f"step-{self.step:08}.pt"
-        (self.run_dir / "checkpoints" / file).write_bytes(b"weights")
-        self.events.emit("checkpoint", step=self.step, file=file, sha256="a" * 64, size_bytes=7)
+        self.events.emit("checkpoint", step=self.step, file=self.commit(), sha256="a" * 64, size_bytes=7)
         sample = f"samples/step-{self.step:08}-text.txt"
         (self.run_dir / sample).write_text("Once upon \x1b[31ma time\n")
         self.events.emit("sample", step=self.step, paths=[sample])
+
+    def commit(self) -> str:
+        """A checkpoint of the last step; returns its file's name."""
+        meta = CheckpointMeta(
+            file=checkpoint_name(self.step),
+            sha256="a" * 64,
+            size_bytes=7,
+            step=self.step,
+            epoch=0,
+            run_id=self.run_dir.name,
+            job_id=self.job_id,
+            plan_fingerprint="f" * 64,
+            created_at=utc_now(),
+            metrics={},
+            journal={},
+            progress={},
+            rng=[],
+        )
+        (self.run_dir / "checkpoints" / meta.file).write_bytes(b"weights")
+        write_atomic(self.run_dir / "checkpoints" / meta_name(self.step), meta.to_bytes())
+        return meta.file
 
     def end(self, status: str, reason: str = "") -> int:
         outcome = outcome_of_job(self.run_dir, self.job_id, status, self.step, reason)
@@ -101,9 +122,9 @@ class Job:
         return outcome.exit_code
 
 
-def wait_for_a_signal(job: Job, received: list[int], door_pid: int) -> int:
-    """Wait until a signal asks to stop, or the door is gone; two SIGINTs are told apart from one."""
-    while not received and os.getppid() == door_pid:
+def wait_for_signals(job: Job, received: list[int], door_pid: int, count: int) -> int:
+    """Wait until `count` signals asked to stop, or the door is gone; more than these are noticed, too."""
+    while len(received) < count and os.getppid() == door_pid:
         time.sleep(0.01)
     deadline = time.monotonic() + 0.3
     while time.monotonic() < deadline:  # a signal that came twice would come now
@@ -121,8 +142,13 @@ def main() -> int:
     parser.add_argument("--then", required=True)
     args = parser.parse_args()
     received: list[int] = []
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        os.write(1, b"received\n")
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, lambda number, frame: received.append(number))
+        signal.signal(number, receive)
     door_pid = os.getppid()
     if args.then == "refuse":
         print("plan error [plan_refused] at seed: no such thing.", file=sys.stderr)
@@ -138,8 +164,8 @@ def main() -> int:
     status = 0
     if args.then == "complete":
         status = job.end("completed")
-    elif args.then == "wait":
-        status = wait_for_a_signal(job, received, door_pid)
+    elif args.then in ("wait", "wait-twice"):
+        status = wait_for_signals(job, received, door_pid, 1 if args.then == "wait" else 2)
     elif args.then == "lock":
         signal.pause()
     elif args.then == "die":

@@ -144,25 +144,50 @@ _SPARE_BYTES = 1 << 20
 
 
 class _Sink:
-    """A file object for torch.save that keeps a failed write for later.
+    """A file object for torch.save: gathers its many small writes, and keeps a failed one for later.
 
-    An exception that leaves `write` inside torch's C++ writer ends the process in its destructor.
+    torch writes a dozen pieces for each tensor, most of a few bytes. An exception that leaves `write` inside its C++
+    writer would end the process in a destructor.
     """
+
+    _GATHER_BYTES = 1 << 20
 
     def __init__(self, file: AtomicFile) -> None:
         self._file = file
-        self.error: OSError | None = None
+        self._small = bytearray()
+        self._error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        if self.error is None:
-            try:
-                return self._file.write(data)
-            except OSError as error:
-                self.error = error
-        return memoryview(data).nbytes
+        size = memoryview(data).nbytes
+        if size >= self._GATHER_BYTES:
+            self._drain()
+            self._put(data)
+        else:
+            self._small += data
+            if len(self._small) >= self._GATHER_BYTES:
+                self._drain()
+        return size
 
     def flush(self) -> None:
-        """Every write has already reached the system."""
+        """Nothing: what is gathered is written by `finish`."""
+
+    def finish(self) -> None:
+        """Write what is gathered. Raises the OSError of a write that failed."""
+        self._drain()
+        if self._error is not None:
+            raise self._error
+
+    def _drain(self) -> None:
+        small, self._small = self._small, bytearray()
+        if small:
+            self._put(memoryview(small))
+
+    def _put(self, data: bytes | memoryview) -> None:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
 
 
 def _write_payload(path: Path, payload: dict[str, Any]) -> tuple[str, int]:
@@ -172,8 +197,7 @@ def _write_payload(path: Path, payload: dict[str, Any]) -> tuple[str, int]:
             with atomic_file(path) as file:
                 sink = _Sink(file)
                 torch.save(payload, sink)  # type: ignore[arg-type]  # needs only write and flush
-                if sink.error is not None:
-                    raise sink.error
+                sink.finish()
             return file.sha256, file.size_bytes
         except StorageError as error:
             cause = error.__cause__

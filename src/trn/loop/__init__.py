@@ -1,0 +1,13 @@
+"""The training loop: one function on one page, and the few values that go through it.
+
+Here: the order of things in a step, when cadences are due, how a run is stopped. Not here: what a step computes
+(trainer), how anything is written (journal, checkpoint), how a run starts and what its end means (runner).
+
+    feed ─raw batch─> prepare_batch ─> train_step ─> finite? ─> journal line ─> evaluate? sample? checkpoint? ─> stop?
+"""
+
+from trn.loop.loop import Ending, Parts, announce, train
+from trn.loop.progress import Progress
+from trn.loop.stop import StopRequest
+
+__all__ = ["Ending", "Parts", "Progress", "StopRequest", "announce", "train"]

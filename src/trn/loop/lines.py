@@ -1,0 +1,67 @@
+"""What a step's line in the journal is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trn.errors import TrainerError
+from trn.gates import require_finite
+from trn.records import STEP_KEYS, Json
+
+__all__ = ["finite_metrics", "step_line"]
+
+_ALIASES = {"loss": "train_loss", "learning_rate": "lr", "train_lr": "lr"}
+_TRAINERS_OWN = frozenset({"train_loss", "lr", "grad_norm"})
+_OURS = frozenset(STEP_KEYS) - _TRAINERS_OWN
+
+
+def finite_metrics(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics by their canonical names as plain numbers.
+
+    Raises NumericalInstability for one that is not finite; TrainerError for one that is no number or has a name that
+    the journal fills itself.
+    """
+    plain: dict[str, float] = {}
+    for name, given in metrics.items():
+        name = _ALIASES.get(name, name)
+        value = given.item() if hasattr(given, "item") else given
+        if type(value) not in (float, int) or name in _OURS:
+            found = f"a {type(value).__name__}" if name not in _OURS else "a name that the journal fills itself"
+            raise TrainerError(
+                f"expected a finite number under a name of its own, found {found}.", where=f"metric {name!r}"
+            )
+        plain[name] = require_finite(step, name, value)
+    return plain
+
+
+def step_line(
+    *,
+    step: int,
+    epoch: int,
+    metrics: dict[str, float],
+    tokens: int | None,
+    rows: int,
+    wall_s: float,
+    waited_s: float,
+    tokens_seen: int | None,
+) -> Json:
+    """One line of train_metrics.jsonl; `wall_s` is the whole step with its wait for data.
+
+    `tokens_per_sec * wall_ms / 1000` is the number of tokens of the batch. gpu_util_pct is null: nothing here reads
+    a counter, and a number that nobody measured is never written.
+    """
+    return {
+        "step": step,
+        "epoch": epoch,
+        "train_loss": metrics.get("train_loss"),
+        "grad_norm": metrics.get("grad_norm"),
+        "lr": metrics.get("lr"),
+        "tokens_per_sec": None if tokens is None else tokens / wall_s,
+        "samples_per_sec": rows / wall_s,
+        "gpu_util_pct": None,
+        "wall_ms": wall_s * 1000.0,
+        "data_wait_ms": waited_s * 1000.0,
+        "tokens_seen": tokens_seen,
+        **{name: value for name, value in metrics.items() if name not in _TRAINERS_OWN},
+    }

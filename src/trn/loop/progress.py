@@ -1,0 +1,39 @@
+"""How far a run has come: with the trainer's state and the random streams, all that must survive a restart."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from trn.records import Json
+
+__all__ = ["Progress"]
+
+
+@dataclass
+class Progress:
+    """Moved forward by the loop alone. What is not listed here is not saved.
+
+    `cursor` is the feed's position as a value: the next batch, never one that was only prefetched. `settled` is the
+    last step whose evaluation and sample were done, so that a stop in the middle of them is made good on resume.
+    `best` is `{"step", "metric", "value"}`.
+    """
+
+    step: int = 0
+    cursor: Json | None = None
+    tokens_seen: int | None = None
+    settled: int = 0
+    best: Json | None = None
+    validation: Json | None = None
+    """The last validation's metrics and its step."""
+
+    def to_json(self) -> Json:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        return cls(**value)
+
+    @property
+    def best_step(self) -> int | None:
+        return None if self.best is None else int(self.best["step"])

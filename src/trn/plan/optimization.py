@@ -1,0 +1,64 @@
+"""The numbers of an update: optimizer, schedule, and which checkpoint is the best."""
+
+from __future__ import annotations
+
+from trn.errors import PlanRefused
+from trn.spec import Spec
+from trn.spec.plan_model import BudgetPlan, CheckpointPlan, OptimizerPlan, SchedulePlan
+from trn.trainer import Trainer
+from trn.trainer.optimizers import optimizer_arguments
+
+__all__ = ["plan_checkpoint", "plan_optimization"]
+
+
+def plan_optimization(
+    spec: Spec, trainer: Trainer, budget: BudgetPlan
+) -> tuple[OptimizerPlan | None, SchedulePlan | None]:
+    """Null for a trainer that makes its own updates. Raises PlanRefused: unknown names, a warm-up beyond the budget."""
+    honours: frozenset[str] = getattr(trainer, "honours", frozenset())
+    optimizer, schedule = spec.optimizer, spec.schedule
+    lr_max = optimizer.lr if schedule.lr_max is None else schedule.lr_max
+    if schedule.warmup_steps >= budget.max_steps:
+        raise PlanRefused(
+            f"{schedule.warmup_steps} steps, not shorter than the budget of {budget.max_steps}.",
+            where="schedule.warmup_steps",
+        )
+    given = {
+        "lr": lr_max,
+        "weight_decay": optimizer.weight_decay,
+        "betas": list(optimizer.betas),
+        "eps": optimizer.eps,
+        "momentum": optimizer.momentum,
+        "nesterov": optimizer.nesterov,
+    }
+    explicit = optimizer.model_fields_set & set(given)
+    return (
+        OptimizerPlan(
+            name=optimizer.name,
+            arguments=optimizer_arguments(optimizer.name, given, explicit),
+            fused=optimizer.fused,
+            accumulate=optimizer.accumulate,
+        )
+        if "optimizer" in honours
+        else None,
+        SchedulePlan(
+            kind=schedule.kind,
+            warmup_steps=schedule.warmup_steps,
+            total_steps=budget.max_steps,
+            lr_max=lr_max,
+            lr_min=schedule.lr_min,
+        )
+        if "schedule" in honours
+        else None,
+    )
+
+
+def plan_checkpoint(spec: Spec) -> CheckpointPlan:
+    """Which checkpoints are made and kept; without validation there is no best."""
+    has_best = spec.validation is not None
+    return CheckpointPlan(
+        every_steps=spec.checkpoint_every,
+        keep=spec.checkpoint.keep,
+        best_metric=spec.checkpoint.best.metric if has_best else None,
+        best_mode=spec.checkpoint.best.mode,
+    )

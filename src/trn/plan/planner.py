@@ -1,0 +1,134 @@
+"""Fill in what a spec leaves open, check it against the trainer and the data, and refuse what cannot run."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from trn.devices import cpu_threads
+from trn.errors import PlanRefused
+from trn.plan.data import plan_data, plan_validation
+from trn.plan.device import torch_device
+from trn.plan.optimization import plan_checkpoint, plan_optimization
+from trn.plan.params import make_params
+from trn.provenance import secret_paths
+from trn.provenance.code import code_sha256, library_versions
+from trn.ranks import World
+from trn.spec import LoadedSpec, Spec
+from trn.spec.plan_model import Plan, TrainerPlan
+from trn.trainer import Trainer, load_trainer
+
+__all__ = ["make_plan", "use_spec_folder"]
+
+
+def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) -> tuple[Plan, Trainer]:
+    """The plan of a spec and the trainer that it found. Writes nothing.
+
+    Raises SpecError (hyperparams), PlanRefused (trainer, budget, what this version cannot do), DataError.
+    """
+    spec = loaded.spec
+    use_spec_folder(loaded.folder)
+    trainer = load_trainer(spec.trainer)
+    _refuse_unbuilt(spec, world)
+    _refuse_unhonoured(spec, trainer)
+    params = make_params(trainer, spec.hyperparams)
+    torch_device(spec.device)
+    dataset, budget = plan_data(spec, trainer)
+    validation, checkpoint = plan_validation(spec, trainer, dataset), plan_checkpoint(spec)
+    optimizer, schedule = plan_optimization(spec, trainer, budget)
+    plan = Plan(
+        config_path=str(loaded.sources[0].path),
+        base_config_path=[str(source.path) for source in loaded.sources[1:]],
+        dataset_seed=spec.seed,
+        run_id=run_id,
+        run_dir=str(runs_dir / run_id),
+        runs_dir=str(runs_dir),
+        spec_folder=str(loaded.folder),
+        trainer=_plan_trainer(spec, trainer, params),
+        dataset=dataset,
+        validation=validation,
+        budget=budget,
+        seed=spec.seed,
+        device=spec.device,
+        precision=spec.precision,
+        ddp=spec.ddp,
+        world_size=world.world_size,
+        threads=spec.threads or cpu_threads(),
+        deterministic=spec.deterministic,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip_grad_norm=spec.clip_grad_norm or None,
+        metric_every=spec.metric_every,
+        sample_every=spec.sample_every,
+        checkpoint=checkpoint,
+        max_runtime_s=float(spec.limits.max_runtime_seconds),
+        versions=library_versions(getattr(trainer, "libraries", ())),
+        owner=spec.owner,
+        release_ref=spec.release_ref,
+    )
+    _refuse_secrets(plan)
+    return plan.sealed(), trainer
+
+
+def use_spec_folder(folder: Path) -> None:
+    """Let a trainer lie beside its spec: the spec's folder becomes the last entry of the import path."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _refuse_unbuilt(spec: Spec, world: World) -> None:
+    """Refuse keys whose meaning this version does not carry out: what is recorded must be what ran."""
+    asked = {
+        "precision": spec.precision != "none",
+        "ddp": spec.ddp or world.world_size > 1,
+        "ema.enabled": spec.ema.enabled,
+        "export.onnx": spec.export.onnx is True,
+        "guard.policy": spec.guard.policy != "stop",
+        **{f"gates.{key}": True for key in spec.gates.model_fields_set},
+        "checkpoint.save_delay_steps": spec.checkpoint.save_delay_steps > 0,
+        "limits.hang_seconds": spec.limits.hang_seconds > 0,
+        "limits.grace_seconds": "grace_seconds" in spec.limits.model_fields_set,
+    }
+    for key, is_asked in asked.items():
+        if is_asked:
+            raise PlanRefused("this version of trn does not do it yet.", where=key, hint="Remove the key.")
+
+
+def _refuse_secrets(plan: Plan) -> None:
+    """The plan is written down as it is and given to whoever asks: no secret may stand in it."""
+    if paths := secret_paths(plan.to_json()):
+        raise PlanRefused(
+            f"{', '.join(paths)} looks like a secret, and a plan is no place for one.",
+            where="the spec",
+            hint="Give the name of a file or of an environment variable instead.",
+        )
+
+
+def _refuse_unhonoured(spec: Spec, trainer: Trainer) -> None:
+    honours: frozenset[str] = getattr(trainer, "honours", frozenset())
+    for key in ("optimizer", "schedule", "clip_grad_norm"):
+        if key in spec.model_fields_set and key not in honours:
+            raise PlanRefused(
+                f"trainer {spec.trainer!r} makes its own updates and does not honour it.",
+                where=key,
+                hint="Remove the key, or list it in the trainer's `honours` and obey it.",
+            )
+
+
+def _plan_trainer(spec: Spec, trainer: Trainer, params: Any) -> TrainerPlan:
+    kind = trainer if inspect.isclass(trainer) else type(trainer)
+    return TrainerPlan(
+        name=spec.trainer,
+        module=kind.__module__,
+        qualname=kind.__qualname__,
+        code_sha256=code_sha256(kind.__module__),
+        counts=getattr(trainer, "counts", "samples"),
+        params=TypeAdapter(Any).dump_python(
+            asdict(params) if is_dataclass(params) and not isinstance(params, type) else params, mode="json"
+        ),
+    )

@@ -1,0 +1,71 @@
+"""A run's folder appears whole: filled aside under its lock, then made visible by one rename, which decides a race."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from trn.errors import PlanRefused
+from trn.files import Lock, is_locked, make_folder, publish_folder, remove_tree, write_atomic
+from trn.spec.plan_model import Plan
+
+__all__ = ["LOCK_NAME", "PLAN_NAME", "publish_run", "refuse_taken"]
+
+LOCK_NAME = ".lock"
+PLAN_NAME = "reports/resolved_config.json"
+_FOLDERS = ("checkpoints", "reports", "samples", "logs")
+_STAGING = ".trn/staging"
+
+
+def publish_run(plan: Plan, artifacts: Mapping[str, bytes], *, job_id: str, note: str) -> Lock:
+    """Publish the folder of `plan` with `artifacts` (relative path -> content) in it; returns its lock, held.
+
+    A file is durable before the folder is visible. Raises PlanRefused when the run id is taken, StorageError; then
+    nothing is left behind.
+    """
+    target = Path(plan.run_dir)
+    refuse_taken(target)
+    _clear_dead(Path(plan.runs_dir) / _STAGING)
+    staged = make_folder(Path(plan.runs_dir) / _STAGING / job_id)
+    lock = Lock(staged / LOCK_NAME)
+    try:
+        lock.acquire(note)
+        for name in _FOLDERS:
+            make_folder(staged / name)
+        for name, content in {**artifacts, PLAN_NAME: plan.to_bytes()}.items():
+            write_atomic(staged / name, content)
+        if not publish_folder(staged, target):
+            refuse_taken(target)
+    except BaseException:
+        lock.release()
+        with contextlib.suppress(OSError):
+            remove_tree(staged)
+        raise
+    return lock
+
+
+def refuse_taken(target: Path) -> None:
+    """Raise PlanRefused if the folder is a run, or holds anything; an empty folder may be taken."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if (target / PLAN_NAME).is_file():
+        raise PlanRefused(
+            f"the run {target.name!r} exists.",
+            where=str(target),
+            hint="Continue it with --resume or `trn resume`, or choose another --run-id.",
+        )
+    if not target.is_dir() or any(target.iterdir()):
+        raise PlanRefused(
+            "this is in the way, and it is not a run.", where=str(target), hint="Choose another --run-id."
+        )
+
+
+def _clear_dead(staging: Path) -> None:
+    """Remove what planners that died left aside: folders whose lock nobody holds."""
+    if not staging.is_dir():
+        return
+    for folder in staging.iterdir():
+        lock = folder / LOCK_NAME
+        if lock.exists() and is_locked(lock) is None:
+            remove_tree(folder)

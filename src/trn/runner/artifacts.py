@@ -1,0 +1,110 @@
+"""What a job writes before its first batch: who ran which code, where, with what. And torch, set as the plan says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from trn.errors import ResumeRefused
+from trn.files import write_atomic
+from trn.provenance import (
+    Accelerator,
+    Device,
+    StartupFacts,
+    TorchFacts,
+    resumed_run_meta,
+    startup_artifacts,
+    validate_run_meta,
+)
+from trn.records import utc_now
+from trn.spec import Source
+from trn.spec.plan_model import Plan
+
+__all__ = ["prepare_torch", "record_resume", "require_run_meta", "start_artifacts"]
+
+RUN_META_NAME = "reports/run_meta.json"
+
+
+def prepare_torch(plan: Plan) -> None:
+    """Threads and determinism as planned; before anything is built or recorded."""
+    torch.set_num_threads(plan.threads)
+    if plan.deterministic is not False:
+        torch.use_deterministic_algorithms(True, warn_only=plan.deterministic == "warn")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+
+
+def start_artifacts(plan: Plan, sources: Sequence[Source], *, job_id: str) -> dict[str, bytes]:
+    """Relative path -> content of every start-up artifact of a new run, but for the plan itself."""
+    return startup_artifacts(_facts(plan, job_id, sources))
+
+
+def require_run_meta(run_dir: Path) -> bytes:
+    """The run's run_meta.json. Raises ResumeRefused when it is missing or damaged."""
+    path = run_dir / RUN_META_NAME
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ResumeRefused(f"it cannot be read: {error.strerror}.", where=str(path)) from error
+    if problems := validate_run_meta(data):
+        raise ResumeRefused(f"it is damaged: {problems[0]}.", where=str(path), hint="Restore it from a backup.")
+    return data
+
+
+def record_resume(plan: Plan, run_meta: bytes, *, job_id: str, from_step: int) -> None:
+    """Add this job to run_meta.json. Raises StorageError."""
+    path = Path(plan.run_dir) / RUN_META_NAME
+    write_atomic(path, resumed_run_meta(run_meta, _facts(plan, job_id, ()), from_step))
+
+
+def _facts(plan: Plan, job_id: str, sources: Sequence[Source]) -> StartupFacts:
+    module_file = getattr(sys.modules[plan.trainer.module], "__file__", None)
+    return StartupFacts(
+        plan=plan.to_json(),
+        run_id=plan.run_id,
+        job_id=job_id,
+        started_at=utc_now(),
+        argv=sys.argv,
+        cwd=os.getcwd(),
+        code_folder=Path(module_file).parent if module_file else Path(plan.spec_folder),
+        environ=dict(os.environ),
+        sources=[(source.path, source.data) for source in sources],
+        torch=_torch_facts(plan),
+        libraries=tuple(name for name in plan.versions if name not in ("python", "trn")),
+    )
+
+
+def _torch_facts(plan: Plan) -> TorchFacts:
+    return TorchFacts(
+        version=torch.__version__,
+        threads=torch.get_num_threads(),
+        interop_threads=torch.get_num_interop_threads(),
+        deterministic=plan.deterministic,
+        flags={
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "python_hash_seed": os.environ.get("PYTHONHASHSEED"),
+        },
+        accelerator=_accelerator(),
+    )
+
+
+def _accelerator() -> Accelerator:
+    if torch.backends.mps.is_available():
+        return Accelerator(kind="mps", devices=(Device(0, "Apple GPU"),))
+    if not torch.cuda.is_available():
+        built_for = torch.version.cuda or torch.version.hip
+        reason = "torch sees no device" if built_for else "torch was built without support for one"
+        return Accelerator(version=built_for, reason=reason)
+    found = [(index, torch.cuda.get_device_properties(index)) for index in range(torch.cuda.device_count())]
+    return Accelerator(
+        kind="rocm" if torch.version.hip else "cuda",
+        version=torch.version.hip or torch.version.cuda,
+        devices=tuple(Device(index, one.name, one.total_memory, f"{one.major}.{one.minor}") for index, one in found),
+    )

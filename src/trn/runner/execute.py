@@ -1,0 +1,210 @@
+"""One job, from the held lock to the exit status: build, restore, loop, outcome."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trn.checkpoint import rng
+from trn.checkpoint.saver import Saver
+from trn.errors import STATUS, Stopped, StorageError, TrainerError, TrnError
+from trn.feed import Cursor, Dataset, Feed, read_sequential
+from trn.feed.tensors import to_tensors
+from trn.files import Lock
+from trn.journal import EventLog, MetricsLog
+from trn.loop import Ending, Parts, Progress, StopRequest, announce, train
+from trn.plan import make_params, plan_order, torch_device
+from trn.records import Outcome, utc_now
+from trn.runner.artifacts import record_resume, require_run_meta
+from trn.runner.outcome import archive_outcome, publish_outcome
+from trn.runner.restore import Restored, apply_state, restore_folder
+from trn.spec.plan_model import Plan
+from trn.trainer import Context, Trainer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Job", "execute"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request to bring a run forward."""
+
+    plan: Plan
+    trainer: Trainer
+    job_id: str
+    is_resume: bool
+    before: Outcome | None = None
+    """How the job before this one ended, where it came to an end."""
+
+
+@dataclass(frozen=True)
+class _Journal:
+    events: EventLog
+    metrics: MetricsLog
+    val_metrics: MetricsLog
+
+    @classmethod
+    def open(cls, plan: Plan, job_id: str) -> _Journal:
+        reports = Path(plan.run_dir) / "reports"
+        return cls(
+            EventLog(reports / "events.jsonl", run_id=plan.run_id, job_id=job_id),
+            MetricsLog(reports / "train_metrics.jsonl"),
+            MetricsLog(reports / "val_metrics.jsonl"),
+        )
+
+    def sync(self) -> None:
+        self.metrics.sync()
+        self.val_metrics.sync()
+        self.events.sync()
+
+
+def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
+    """Run the job under its held lock; returns the exit status. The outcome on disk says the same.
+
+    Raises TrnError only where no outcome can be written: when the disk refuses, or when a resume is refused.
+    """
+    plan, started_at = job.plan, utc_now()
+    run_meta = require_run_meta(Path(plan.run_dir)) if job.is_resume else b""
+    stop.limit_runtime(plan.max_runtime_s)
+    journal = _Journal.open(plan, job.job_id)
+    if journal.events.seq == 0:
+        journal.events.emit("plan_written", fingerprint=plan.fingerprint)
+    if job.is_resume:
+        restored = restore_folder(plan, job.job_id, journal.events, journal.metrics, journal.val_metrics)
+        if job.before is not None:
+            archive_outcome(Path(plan.run_dir), job.before)
+        record_resume(plan, run_meta, job_id=job.job_id, from_step=restored.progress.step)
+    else:
+        restored = Restored(None, Progress(), {})
+    journal.events.emit("job_started", pid=os.getpid(), resume=job.is_resume)
+    progress = restored.progress
+    ending = _attempt(partial(_train, job, journal, restored, stop))
+    publish_outcome(
+        plan,
+        job_id=job.job_id,
+        status=ending.status,
+        reason=ending.reason,
+        progress=progress,
+        events=journal.events,
+        started_at=started_at,
+    )
+    lock.release()
+    return STATUS[ending.status].exit
+
+
+def _attempt(work: Callable[[], Ending]) -> Ending:
+    """The ending of `work`, whatever it raises: the boundary where every failure becomes one outcome."""
+    try:
+        return work()
+    except Stopped as error:
+        return Ending(error.outcome, error.message)
+    except TrnError as error:
+        memory = _out_of_memory(error.__cause__)
+        if isinstance(error, TrainerError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        print(error, file=sys.stderr)
+        return Ending("out_of_memory" if memory else error.code, str(error))
+    except BaseException as error:  # noqa: BLE001 - the boundary of the process: the failure is named in the outcome
+        traceback.print_exception(error)
+        reason = f"{type(error).__name__}: {error}"
+        return Ending("out_of_memory" if _out_of_memory(error) else "crashed", reason)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return refused or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def _train(job: Job, journal: _Journal, restored: Restored, stop: StopRequest) -> Ending:
+    plan, trainer, progress = job.plan, job.trainer, restored.progress
+    ctx = _make_context(plan, trainer, stop)
+    rng.seed_all(plan.seed)
+    state = _configure(trainer, ctx)
+    if restored.meta is not None:
+        apply_state(plan, restored.meta, trainer, state, ctx)
+    saver = Saver(
+        ctx.checkpoints_dir,
+        run_id=plan.run_id,
+        job_id=job.job_id,
+        plan_fingerprint=plan.fingerprint,
+        keep=plan.checkpoint.keep,
+        sync_journal=journal.sync,
+    )
+    feed = _open_feed(plan, progress)
+    parts = Parts(
+        plan=plan,
+        trainer=trainer,
+        state=state,
+        ctx=ctx,
+        feed=feed,
+        validation=_validation(plan),
+        metrics=journal.metrics,
+        val_metrics=journal.val_metrics,
+        events=journal.events,
+        saver=saver,
+        stop=stop,
+    )
+    journal.events.emit("started", step=progress.step, max_steps=plan.budget.max_steps)
+    try:
+        return train(parts, progress, restored.last_line)
+    finally:
+        feed.close()
+        _finish_saving(saver, journal)
+
+
+def _finish_saving(saver: Saver, journal: _Journal) -> None:
+    """Let a save that is in flight come to its end, also when the loop failed: it is of an earlier, good step."""
+    try:
+        saver.wait()
+        announce(saver, journal.events)
+    except StorageError as error:
+        if sys.exc_info()[0] is None:
+            raise
+        print(error, file=sys.stderr)
+
+
+def _make_context(plan: Plan, trainer: Trainer, stop: StopRequest) -> Context:
+    return Context(
+        plan=plan,
+        params=make_params(trainer, plan.trainer.params),
+        device=torch_device(plan.device),
+        run_dir=Path(plan.run_dir),
+        cancelled=stop.requested,
+        tensors=lambda raw_batch: to_tensors(raw_batch, raw_batch.schema.names),
+    )
+
+
+def _configure(trainer: Trainer, ctx: Context) -> Any:
+    try:
+        trainer.setup(ctx)
+        return trainer.configure(ctx)
+    except (TrnError, MemoryError):
+        raise
+    except Exception as error:  # a trainer may raise anything
+        raise TrainerError(f"{type(error).__name__}: {error}", where="setup or configure") from error
+
+
+def _open_feed(plan: Plan, progress: Progress) -> Feed:
+    part = plan.dataset
+    dataset = Dataset.from_json(part.data)
+    order = plan_order(plan)
+    cursor = Cursor() if progress.cursor is None else Cursor.from_json(progress.cursor)
+    return Feed(dataset, order, part.columns, cursor, world_size=plan.world_size, readahead=part.readahead)
+
+
+def _validation(plan: Plan) -> Callable[[], Iterable[pa.RecordBatch]] | None:
+    part = plan.validation
+    if part is None:
+        return None
+    dataset = Dataset.from_json(part.data)
+    return lambda: read_sequential(dataset, part.columns, part.batch_size, part.max_batches)

@@ -1,0 +1,81 @@
+"""Bring a run back to its newest good checkpoint: the state, the random streams, the journal, the folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trn.checkpoint import rng
+from trn.checkpoint.discover import find_newest_good, load_payload, set_aside_later
+from trn.checkpoint.meta import CheckpointMeta
+from trn.errors import ResumeRefused
+from trn.files import sweep
+from trn.journal import EventLog, MetricsLog
+from trn.loop import Progress
+from trn.records import EMPTY, Json, JsonError, read_lines
+from trn.spec.plan_model import Plan
+from trn.trainer import Context, Trainer
+
+__all__ = ["Restored", "apply_state", "restore_folder"]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Where a resumed run stands; `meta` is None when no checkpoint was ever committed."""
+
+    meta: CheckpointMeta | None
+    progress: Progress
+    last_line: Json
+
+
+def restore_folder(plan: Plan, job_id: str, events: EventLog, metrics: MetricsLog, val_metrics: MetricsLog) -> Restored:
+    """Choose the checkpoint, cut the metrics back to it, set later files aside; says each in an event.
+
+    Raises NoGoodCheckpoint before anything is changed.
+    """
+    run_dir = Path(plan.run_dir)
+    found = find_newest_good(run_dir, plan_fingerprint=plan.fingerprint, announced=_announced(run_dir))
+    for file, reason in found.rejected:
+        events.emit("checkpoint_rejected", file=file, reason=reason)
+    meta = found.meta
+    progress = Progress() if meta is None else Progress.from_json(meta.progress)
+    positions = {} if meta is None else meta.positions()
+    for log in (metrics, val_metrics):
+        side_file = log.path.with_name(f"{log.path.stem}.cut-{job_id}.jsonl")
+        if cut := log.cut_to(positions.get(log.path.name, EMPTY), side_file):
+            events.emit("metrics_cut", from_step=progress.step, lines=cut, side_file=f"reports/{side_file.name}")
+    set_aside_later(run_dir, step=progress.step, best_step=progress.best_step, job_id=job_id)
+    for folder in (run_dir, run_dir / "reports", run_dir / "samples"):
+        sweep(folder)
+    events.emit("resumed", from_step=progress.step, checkpoint=None if meta is None else meta.file)
+    return Restored(meta, progress, {} if meta is None else meta.metrics)
+
+
+def apply_state(plan: Plan, meta: CheckpointMeta, trainer: Trainer, state: Any, ctx: Context) -> None:
+    """Give the trainer its state back, then every random stream. Raises ResumeRefused when a part is missing."""
+    payload = load_payload(Path(plan.run_dir), meta)
+    missing = {"trainer", "progress", "rng"} - set(payload)
+    if missing or payload["progress"] != meta.progress or len(payload["rng"]) <= ctx.rank:
+        raise ResumeRefused("its parts and its meta do not fit together.", where=f"checkpoints/{meta.file}")
+    try:
+        trainer.load_state_dict(state, payload["trainer"], ctx)
+    except Exception as error:  # a trainer may raise anything
+        raise ResumeRefused(
+            f"load_state_dict raised {type(error).__name__}: {error}", where=f"checkpoints/{meta.file}"
+        ) from error
+    rng.restore(payload["rng"][ctx.rank])
+
+
+def _announced(run_dir: Path) -> set[int]:
+    """Steps whose commit the events tell of and that no later resume went back behind."""
+    steps: set[int] = set()
+    try:
+        for event in read_lines(run_dir / "reports/events.jsonl"):
+            if event.get("event") == "checkpoint":
+                steps.add(int(event["step"]))
+            elif event.get("event") == "resumed":
+                steps = {step for step in steps if step <= int(event["from_step"])}
+    except (JsonError, KeyError, TypeError, ValueError):
+        return steps  # a damaged line hides what came after it; the metas still speak for themselves
+    return steps

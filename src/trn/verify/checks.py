@@ -1,0 +1,222 @@
+"""The checks, in the order a reader would make them. Each yields what it looked at, good or bad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name, reject_reason
+from trn.errors import ResumeRefused, TrnError, VerificationFailed
+from trn.files import sha256_file
+from trn.records import ENDINGS, EVENT_KINDS, STEP_KEYS, JsonError, Outcome, read_json, read_lines
+from trn.spec.plan_model import Plan
+
+__all__ = ["CHECKS", "Finding", "verify_run"]
+
+PLAN_NAME = "reports/resolved_config.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked; `problem` is None where it holds."""
+
+    what: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    plan: Plan
+
+    @property
+    def reports(self) -> Path:
+        return self.folder / "reports"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def verify_run(folder: Path) -> list[Finding]:
+    """All findings of a run's folder. Raises VerificationFailed when it has no readable plan to verify against."""
+    path = folder / PLAN_NAME
+    try:
+        plan = Plan.read(path.read_bytes(), str(path))
+    except OSError as error:
+        raise VerificationFailed(f"this folder is no run: {error.strerror}.", where=str(path)) from error
+    except ResumeRefused as error:
+        raise VerificationFailed(error.message, where=str(path)) from error
+    run = _Run(folder, plan)
+    return [finding for check in CHECKS for finding in _guarded(check, run)]
+
+
+def _guarded(check: Callable[[_Run], Iterator[Finding]], run: _Run) -> Iterator[Finding]:
+    try:
+        yield from check(run)
+    except (JsonError, TrnError, OSError, KeyError, TypeError, ValueError) as error:
+        # damage may take any shape; whatever it breaks is a finding of the check that met it
+        yield Finding(check.__name__.removeprefix("_"), f"{type(error).__name__}: {error}")
+
+
+def _plan(run: _Run) -> Iterator[Finding]:
+    yield Finding(f"{PLAN_NAME}: fingerprint {run.plan.fingerprint[:12]}")
+
+
+def _train_metrics(run: _Run) -> Iterator[Finding]:
+    """Exactly one line a step, from 1, with all keys, every number finite."""
+    name = "reports/train_metrics.jsonl"
+    expected = 0
+    for line in read_lines(run.folder / name):
+        expected += 1
+        if line.get("step") != expected:
+            yield Finding(name, f"line {expected} is of step {line.get('step')!r}; expected one line a step, in order")
+            return
+        if missing := [key for key in STEP_KEYS if key not in line]:
+            yield Finding(name, f"step {expected} lacks {', '.join(missing)}")
+        if line["epoch"] != (expected - 1) // run.plan.budget.steps_per_epoch:
+            yield Finding(name, f"step {expected} says epoch {line['epoch']!r}")
+        if bad := [key for key, value in line.items() if not _is_number_or_null(value)]:
+            yield Finding(name, f"step {expected}: {', '.join(bad)} is no finite number")
+    if expected > run.plan.budget.max_steps:
+        yield Finding(name, f"{expected} lines, the budget is {run.plan.budget.max_steps} steps")
+    yield from _whole(run, name)
+    yield Finding(f"{name}: {expected} steps, one line each")
+
+
+def _val_metrics(run: _Run) -> Iterator[Finding]:
+    name = "reports/val_metrics.jsonl"
+    steps = [line["step"] for line in read_lines(run.folder / name)]
+    if steps != sorted(set(steps)):
+        yield Finding(name, "its steps do not rise")
+    if steps and run.plan.validation is None:
+        yield Finding(name, "the plan has no validation")
+    yield from _whole(run, name)
+    yield Finding(f"{name}: {len(steps)} validations")
+
+
+def _whole(run: _Run, name: str) -> Iterator[Finding]:
+    path = run.folder / name
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        yield Finding(name, "its last line is torn; a resume cuts it")
+
+
+def _events(run: _Run) -> Iterator[Finding]:
+    """`seq` counts from 1 without a gap, kinds are known, a job ends at most once."""
+    name = "reports/events.jsonl"
+    ended: set[str] = set()
+    count = 0
+    for count, event in enumerate(read_lines(run.folder / name), 1):
+        if event.get("seq") != count:
+            yield Finding(name, f"line {count} has seq {event.get('seq')!r}")
+        if event.get("event") not in EVENT_KINDS:
+            yield Finding(name, f"line {count} is of unknown kind {event.get('event')!r}")
+        if event.get("run_id") != run.plan.run_id:
+            yield Finding(name, f"line {count} belongs to run {event.get('run_id')!r}")
+        if event.get("event") in ENDINGS:
+            if event["job_id"] in ended:
+                yield Finding(name, f"line {count} ends {event['job_id']} a second time")
+            ended.add(event["job_id"])
+    if count == 0:
+        yield Finding(name, "it has no event")
+    yield from _whole(run, name)
+    yield Finding(f"{name}: {count} events, {len(ended)} endings")
+
+
+def _checkpoints(run: _Run) -> Iterator[Finding]:
+    """Every committed checkpoint: its meta, size, hash, and the metrics that it saw."""
+    steps = listed_steps(run.checkpoints)
+    for step in steps:
+        meta = _read_meta(run, step)
+        if isinstance(meta, str):
+            yield Finding(f"checkpoints/{meta_name(step)}", meta)
+            continue
+        reason = reject_reason(run.checkpoints, meta, plan_fingerprint=run.plan.fingerprint, reports=run.reports)
+        yield Finding(f"checkpoints/{meta.file}: {meta.size_bytes:,} bytes, sha256 {meta.sha256[:12]}", reason)
+    committed = {checkpoint_name(step) for step in steps}
+    for path in sorted(run.checkpoints.glob("step-*.pt")):
+        if path.name not in committed:
+            yield Finding(f"checkpoints/{path.name}", "it has no meta: it was never committed; a resume removes it")
+
+
+def _read_meta(run: _Run, step: int) -> CheckpointMeta | str:
+    try:
+        return CheckpointMeta.read(run.checkpoints / meta_name(step))
+    except (JsonError, OSError) as error:
+        return str(error)
+
+
+def _hints(run: _Run) -> Iterator[Finding]:
+    """last.* and best.*: each pair is the pair of a committed checkpoint."""
+    for hint in ("last", "best"):
+        path, meta_path = run.checkpoints / f"{hint}.pt", run.checkpoints / f"{hint}.meta.json"
+        if not path.exists() and not meta_path.exists():
+            continue
+        value = read_json(meta_path)
+        digest = sha256_file(path)
+        problem = None if digest == value.get("sha256") else "its sha256 is not the one in its meta"
+        yield Finding(f"checkpoints/{hint}.pt: step {value.get('step')}", problem)
+
+
+def _outcome(run: _Run) -> Iterator[Finding]:
+    """The outcome against the plan, the metrics, the events and the artifacts that it names."""
+    name = "reports/outcome.json"
+    path = run.folder / name
+    if not path.exists():
+        yield Finding(f"{name}: none yet")
+        return
+    outcome = Outcome.from_json(read_json(path))
+    yield from _outcome_problems(run, name, outcome)
+    for artifact, digest in outcome.artifacts.items():
+        found = sha256_file(_inside(run, artifact))
+        yield Finding(artifact, None if found == digest else "its sha256 is not the one in the outcome")
+    yield Finding(f"{name}: {outcome.status} at step {outcome.step}, exit code {outcome.exit_code}")
+
+
+def _outcome_problems(run: _Run, name: str, outcome: Outcome) -> Iterator[Finding]:
+    lines = sum(1 for _ in read_lines(run.reports / "train_metrics.jsonl"))
+    if outcome.run_id != run.plan.run_id or outcome.plan_fingerprint != run.plan.fingerprint:
+        yield Finding(name, "it belongs to another run or plan")
+    if outcome.step != lines:
+        yield Finding(name, f"it says step {outcome.step}, the metrics have {lines} lines")
+    if outcome.status == "completed" and outcome.step != run.plan.budget.max_steps:
+        yield Finding(name, f"completed at step {outcome.step} of {run.plan.budget.max_steps}")
+    if outcome.exit_code == 0 and (outcome.checkpoint is None or outcome.checkpoint["step"] != outcome.step):
+        yield Finding(name, "a met goal names no checkpoint of its last step")
+    if outcome.checkpoint is not None:
+        found = sha256_file(_inside(run, outcome.checkpoint["file"]))
+        if found != outcome.checkpoint["sha256"]:
+            yield Finding(name, f"the sha256 of {outcome.checkpoint['file']} is not the one it names")
+    endings = [
+        event
+        for event in read_lines(run.reports / "events.jsonl")
+        if event.get("event") in ENDINGS and event.get("job_id") == outcome.job_id
+    ]
+    if endings and endings[-1].get("outcome") != outcome.status:
+        yield Finding(name, f"it says {outcome.status}, the journal says {endings[-1].get('outcome')}")
+
+
+def _inside(run: _Run, name: str) -> Path:
+    path = (run.folder / name).resolve()
+    if not path.is_relative_to(run.folder.resolve()):
+        raise VerificationFailed("it leads out of the run's folder.", where=name)
+    return path
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
+
+
+CHECKS: tuple[Callable[[_Run], Iterator[Finding]], ...] = (
+    _plan,
+    _train_metrics,
+    _val_metrics,
+    _events,
+    _checkpoints,
+    _hints,
+    _outcome,
+)

@@ -1,0 +1,147 @@
+"""What a resume compares, what it refuses, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from support.compare import events, outcome
+from support.forkserver import ForkServer
+from support.job import command, write_job, write_table
+
+pytestmark = pytest.mark.slow
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Every file of a folder with its digest, but for the lock's note of who held it last."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture
+def stopped(server: ForkServer, tmp_path: Path) -> tuple[Path, Path]:
+    """(spec, folder) of a run that its time limit stopped."""
+    spec = write_job(tmp_path / "job", max_steps=100_000)
+    spec.write_text(spec.read_text() + "\nlimits: {max_runtime_seconds: 0.3}\n")
+    assert server.run(command(spec, tmp_path, "run"), tmp_path / "log") == 93, (tmp_path / "log").read_text()
+    return spec, tmp_path / "run"
+
+
+def resume(server: ForkServer, spec: Path, run_dir: Path) -> tuple[int, str]:
+    log = run_dir.parent / "resume.log"
+    code = server.run(command(spec, run_dir.parent, run_dir.name, "--resume"), log)
+    return code, log.read_text()
+
+
+def take_up(server: ForkServer, run_dir: Path) -> tuple[int, str]:
+    log = run_dir.parent / "resume.log"
+    code = server.run(["--job-id", "job-again", "--run-dir", str(run_dir)], log)
+    return code, log.read_text()
+
+
+def test_a_finished_run_reports_its_outcome_again_and_changes_nothing(server: ForkServer, tmp_path: Path) -> None:
+    spec = write_job(tmp_path / "job", max_steps=20)
+    assert server.run(command(spec, tmp_path, "run"), tmp_path / "log") == 0
+    before = fingerprint(tmp_path / "run")
+    for code, log in (resume(server, spec, tmp_path / "run"), take_up(server, tmp_path / "run")):
+        assert code == 0
+        assert "is finished: completed at step 20" in log
+    assert fingerprint(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("seed: 42", "seed: 43", "seed: the run has 42, now 43"),
+        ("batch_size: 8", "batch_size: 16", "dataset.batch_size"),
+        ("lr: 0.01, accumulate: 2", "lr: 0.01, accumulate: 4", "optimizer.accumulate"),
+        ("lr_min: 0.0001", "lr_min: 0.0002", "schedule.lr_min"),
+        ("width: 16", "width: 32", "trainer.params.width"),
+        ("threads: 1", "threads: 2", "threads"),
+        ("clip_grad_norm: 1.0", "clip_grad_norm: 2.0", "clip_grad_norm"),
+        ("max_steps: 100000", "max_steps: 100001", "budget.max_steps"),
+    ],
+)
+def test_a_changed_spec_is_refused_key_by_key(
+    server: ForkServer, stopped: tuple[Path, Path], old: str, new: str, key: str
+) -> None:
+    spec, run_dir = stopped
+    assert old in spec.read_text()
+    spec.write_text(spec.read_text().replace(old, new))
+    before = fingerprint(run_dir)
+    code, log = resume(server, spec, run_dir)
+    assert code == 78, log
+    assert key in log
+    assert fingerprint(run_dir) == before, "a refusal leaves nothing in the run's folder"
+
+
+def test_a_changed_trainer_is_refused(server: ForkServer, stopped: tuple[Path, Path]) -> None:
+    spec, run_dir = stopped
+    trainer = spec.parent / "noisy.py"
+    trainer.write_text(trainer.read_text() + "\n# changed\n")
+    before = fingerprint(run_dir)
+    for code, log in (resume(server, spec, run_dir), take_up(server, run_dir)):
+        assert code == 78, log
+        assert "trainer.code_sha256" in log
+    assert fingerprint(run_dir) == before
+
+
+def test_changed_data_are_refused(server: ForkServer, stopped: tuple[Path, Path]) -> None:
+    spec, run_dir = stopped
+    write_table(spec.parent / "train-1.parquet", 123, seed=99, row_group_rows=50)
+    before = fingerprint(run_dir)
+    code, log = take_up(server, run_dir)
+    assert code == 65, log
+    assert "train-1.parquet" in log
+    assert fingerprint(run_dir) == before
+
+
+def test_a_run_that_exists_is_not_started_again(server: ForkServer, stopped: tuple[Path, Path]) -> None:
+    spec, run_dir = stopped
+    before = fingerprint(run_dir)
+    log = run_dir.parent / "again.log"
+    code = server.run(command(spec, run_dir.parent, "run", "--set", "seed=42"), log)
+    assert code == 78
+    assert "the run 'run' exists" in log.read_text()
+    assert "--resume" in log.read_text()
+    assert fingerprint(run_dir) == before
+
+
+def test_a_run_that_does_not_exist_is_not_resumed(server: ForkServer, tmp_path: Path) -> None:
+    spec = write_job(tmp_path / "job", max_steps=20)
+    code, log = resume(server, spec, tmp_path / "run")
+    assert code == 78
+    assert "there is no such run" in log
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_process_on_one_run_is_refused(server: ForkServer, tmp_path: Path) -> None:
+    spec = write_job(tmp_path / "job", max_steps=1_000_000)
+    pid = server.start(command(spec, tmp_path, "run"), tmp_path / "log")
+    while not (tmp_path / "run/checkpoints/last.pt").exists():
+        pass
+    code, log = take_up(server, tmp_path / "run")
+    assert code == 78
+    assert "another process is running it" in log
+    os.kill(pid, signal.SIGKILL)
+    server.wait(pid)
+
+
+def test_a_run_whose_folder_was_moved_goes_on_where_it_lies(server: ForkServer, stopped: tuple[Path, Path]) -> None:
+    _, run_dir = stopped
+    step = outcome(run_dir)["step"]
+    moved = run_dir.parent / "elsewhere" / "run"
+    moved.parent.mkdir()
+    shutil.move(run_dir, moved)
+    code, log = take_up(server, moved)
+    assert code == 93, log
+    assert outcome(moved)["step"] > step
+    assert events(moved, "resumed")[-1]["from_step"] == step
