@@ -1,0 +1,38 @@
+"""The interface of all launchers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["Handle", "Launcher"]
+
+
+class Handle(ABC):
+    """A started child. `pid` is its process id."""
+
+    pid: int
+
+    @abstractmethod
+    def poll(self) -> int | None:
+        """The exit status, negative for the signal that killed it, or None while it runs."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> int | None:
+        """As `poll`, after waiting at most so long for the end."""
+
+    @abstractmethod
+    def signal(self, number: int) -> None:
+        """Send a signal to the child alone; nothing happens once it has ended. Safe in a signal handler."""
+
+
+class Launcher(ABC):
+    """A way to start a child program."""
+
+    @abstractmethod
+    def start(self, argv: Sequence[str], *, log: Path) -> Handle:
+        """Start `argv`, with its standard output and standard error appended to `log` where they are captured.
+
+        Raises StorageError where the log cannot be written, OSError where the program cannot be started.
+        """

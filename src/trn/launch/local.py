@@ -1,0 +1,76 @@
+"""A child process on this machine, in a session of its own, with its output in a file.
+
+Its own session: the terminal's Ctrl-C and hang-up reach the door only, which passes them on once. A file, never a
+pipe: when the door is killed the child can go on printing, and what it printed is there to be read.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from trn.errors import StorageError
+from trn.files import make_folder
+from trn.launch.launcher import Handle, Launcher
+
+__all__ = ["LocalLauncher", "become"]
+
+
+# A set of strings is walked in the same order in each process, so that a trainer's own code resumes as it began; and
+# what is printed is in the log at once, also when the process is killed.
+_CHILD_DEFAULTS = {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
+
+
+class LocalLauncher(Launcher):
+    """Starts children with `subprocess`: nothing on their standard input, both outputs appended to the log."""
+
+    def start(self, argv: Sequence[str], *, log: Path) -> Handle:
+        make_folder(log.parent)
+        try:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot open the job's log: {error.strerror}.", where=str(log)) from error
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=_CHILD_DEFAULTS | os.environ,
+            )
+            return _LocalHandle(process)
+        finally:
+            os.close(output)
+
+
+class _LocalHandle(Handle):
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> int | None:
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+
+def become(argv: Sequence[str]) -> NoReturn:
+    """Replace this process by `argv`: same terminal, same signals, its exit status is ours. Never returns.
+
+    For verbs that are nothing but another program's; what was written to the standard streams is flushed first.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(argv[0], list(argv))
