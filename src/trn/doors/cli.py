@@ -1,0 +1,140 @@
+"""The `trn` command: its verbs by name, and the one place where an error becomes a line and an exit status.
+
+A verb is a name, a module and a sentence in a table; its module is imported when it is called, so that `trn --help`
+and the reading verbs start almost as fast as the interpreter. This is the only dynamic import of the house besides
+the loading of trainers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from trn.errors import TrnError
+
+__all__ = ["main", "trn"]
+
+_VERBS = {
+    "run": ("trn.doors.work", "Train: start a run from a spec, or continue one, and stay with it."),
+    "resume": ("trn.doors.work", "Continue a run that was stopped, from its newest good checkpoint."),
+    "status": ("trn.doors.read", "Show how one run stands; without a name, the newest."),
+    "list": ("trn.doors.read", "List jobs and runs, the newest first."),
+    "logs": ("trn.doors.read", "Show what happened in a run, and what its trainer printed."),
+    "verify": ("trn.doors.work", "Check that a run's folder is what its records say."),
+    "data": ("trn.doors.work", "Make and index data sets: `trn data text`, `trn data index`."),
+    "schema": ("trn.doors.work", "Print the JSON Schema of a spec, or of a file that a run writes."),
+}
+# at exit the collector would walk several times over all that was imported: a tenth of what `trn list` costs
+atexit.register(gc.freeze)
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+class _Verbs(click.Group):
+    """A group whose commands are imported when they are called, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        command = getattr(importlib.import_module(_VERBS[cmd_name][0]), f"{cmd_name}_command")
+        return command if isinstance(command, click.Command) else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _VERBS and not args[0].startswith("-"):
+            ctx.fail(f"no such verb: {args[0]!r}. The verbs are {', '.join(_VERBS)}.")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in _VERBS.items()])
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version  # reads the installed metadata: only when asked for
+
+    click.echo(f"trn {version('trn-runtime')}")
+    ctx.exit()
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="VERB ...",
+    no_args_is_help=True,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def trn() -> None:
+    """Train PyTorch models in runs that can be trusted: killed anywhere, finished bit for bit.
+
+    `trn VERB --help` says more about each verb.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit status. A user's mistake is one line on stderr, never a traceback."""
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except TrnError as error:
+        return _say(str(error), error.exit_status)
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return _abandon_stdout()
+    except OSError as error:
+        where = f" at {error.filename}" if error.filename else ""
+        return _say(f"storage error [io_error]{where}: {error.strerror or error}.", 74)
+    except UnicodeEncodeError as error:
+        return _say(f"usage error [usage]: {error.object!r} is not UTF-8 text. Rename it.", 2)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        result = trn.main(args=None if arguments is None else list(arguments), prog_name="trn", standalone_mode=False)
+    except SystemExit:  # click's own answer to a broken pipe
+        return _abandon_stdout()
+    return result if isinstance(result, int) else 0
+
+
+def _abandon_stdout() -> int:
+    """Whoever read our output has gone; the interpreter must not try to flush into the pipe once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return _BROKEN_PIPE
+
+
+def _say(text: str, status: int) -> int:
+    from trn.doors.text import clean  # only an error needs it
+
+    with contextlib.suppress(OSError):
+        click.echo(clean(text), err=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""One line for a person: a step, an event, an outcome, a size, a duration. Plain text, free of control characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trn.doors.standing import Standing, eta_s
+from trn.doors.text import clean_line
+from trn.records import ENDINGS
+
+__all__ = ["duration", "event_line", "number", "outcome_line", "size", "standing_line", "value_line"]
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes, in decimal units."""
+    for unit in ("bytes", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss, or m:ss below an hour."""
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
+
+
+def _rate(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:.0f}" if value >= 100 else number(value)
+
+
+def standing_line(standing: Standing) -> str:
+    """`step 120/400  loss 3.412  lr 5.0e-04  12.3k tokens/s  val_loss 3.1  eta 0:45`, as far as known."""
+    parts = [f"step {standing.step}" + (f"/{standing.max_steps}" if standing.max_steps else "")]
+    if standing.loss is not None:
+        parts.append(f"loss {number(standing.loss)}")
+    if standing.lr is not None:
+        parts.append(f"lr {standing.lr:.1e}")
+    if standing.rate is not None:
+        parts.append(f"{_rate(standing.rate)} {standing.rate_unit}")
+    if standing.val_loss is not None:
+        parts.append(f"val_loss {number(standing.val_loss)}")
+    if eta := eta_s(standing):
+        parts.append(f"eta {duration(eta)}")
+    return "  ".join(parts)
+
+
+def value_line(value: Mapping[str, Any] | None) -> str:
+    """An outcome's `final` or `best`: `val_loss 2.412 (step 400)`."""
+    if not value:
+        return "none"
+    named = {str(value["metric"]): value.get("value")} if "metric" in value else dict(value)
+    values = (f"{name} {_value(one)}" for name, one in named.items() if name != "step")
+    return clean_line(f"{'  '.join(values)} (step {value.get('step')})")
+
+
+def outcome_line(outcome: Mapping[str, Any]) -> str:
+    """`completed at step 400 (exit 0)`, and the reason where it says more than the word."""
+    line = f"{outcome.get('status')} at step {outcome.get('step')} (exit {outcome.get('exit_code')})"
+    reason = str(outcome.get("reason") or "")
+    return clean_line(f"{line}: {reason}" if reason and reason != outcome.get("status") else line)
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """What one event says. Kinds without words of their own are shown with their fields."""
+    kind = str(event.get("event"))
+    if kind in ENDINGS:
+        return outcome_line({**event, "status": event.get("outcome", kind)})
+    words = _WORDS.get(kind, _plain)
+    try:
+        line = words(event)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        line = _plain(event)
+    return clean_line(line)
+
+
+_HEAD = frozenset({"event", "run_id", "job_id", "seq", "ts"})
+
+
+def _plain(event: Mapping[str, Any]) -> str:
+    fields = (f"{key}={value}" for key, value in event.items() if key not in _HEAD)
+    return " ".join([str(event.get("event")), *fields])
+
+
+def _evaluated(event: Mapping[str, Any]) -> str:
+    values = (f"{name} {_value(value)}" for name, value in event["metrics"].items())
+    return f"evaluated at step {event['step']}: {'  '.join(values)}"
+
+
+def _value(value: object) -> str:
+    return number(value) if isinstance(value, (int, float)) else str(value)
+
+
+_WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "job_started": lambda e: f"job {e['job_id']} {'resumes' if e['resume'] else 'starts'} (process {e['pid']})",
+    "plan_written": lambda e: f"planned, fingerprint {e['fingerprint'][:12]}",
+    "resumed": lambda e: f"resumed from step {e['from_step']} ({e['checkpoint'] or 'no checkpoint yet'})",
+    "started": lambda e: f"training from step {e['step']} to {e['max_steps']}",
+    "checkpoint": lambda e: f"checkpoint {e['file']} at step {e['step']} ({size(e['size_bytes'])})",
+    "checkpoint_rejected": lambda e: f"checkpoint {e['file']} rejected: {e['reason']}",
+    "metrics_cut": lambda e: f"{e['lines']} lines after step {e['from_step']} moved to {e['side_file']}",
+    "evaluated": _evaluated,
+    "sample": lambda e: f"sample at step {e['step']}: {', '.join(e['paths'])}",
+    "data_wrapped": lambda e: f"the data begins again after step {e['step']}",
+    "stop_requested": lambda e: f"asked to stop: {e['reason']}",
+    "epoch": lambda e: f"epoch {e['epoch']} ended at step {e['step']}",
+}

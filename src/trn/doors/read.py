@@ -1,0 +1,209 @@
+"""The verbs that only read: `list`, `status`, `logs`. They create nothing, ask no process, and start quickly.
+
+What they print is the answer, so it goes to standard output: words for people, or JSON with `--json`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trn.doors.follow import parsed
+from trn.doors.lines import outcome_line, standing_line, value_line
+from trn.doors.standing import Standing, after_event, after_metrics
+from trn.doors.stream import Stream, events_of
+from trn.doors.targets import Target, find, runs_folder
+from trn.doors.text import clean_line
+from trn.errors import UsageError
+from trn.files import last_line
+from trn.jobs import OPEN_STATES, Store, job_log, observe, open_store, outcome_of, row_of_folder, rows_of_folders
+from trn.records import JobRow, pretty_json
+
+__all__ = ["list_command", "logs_command", "status_command"]
+
+_LOOK_EVERY_S = 0.25
+
+runs_dir_option = click.option("--runs-dir", metavar="DIR", help="Where the runs are; else TRN_RUNS_DIR, else ./runs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+
+
+def _write_json(value: object) -> None:
+    click.echo(pretty_json(value), nl=False)
+
+
+# list
+
+
+@click.command(name="list")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
+@runs_dir_option
+@json_option
+def list_command(limit: int, runs_dir: str | None, as_json: bool) -> None:
+    """List jobs and runs, the newest first.
+
+    A run has one job for its start and one for each time it was resumed. Runs of which no job is known are listed
+    too, without a job.
+    """
+    folder = runs_folder(runs_dir)
+    rows = newest_jobs(folder, limit)
+    if as_json:
+        _write_json([_row_json(row) for row in rows])
+    elif rows:
+        _write_table(rows)
+    else:
+        click.echo(f"There are no runs in {folder}.", err=True)
+
+
+def newest_jobs(runs_dir: Path, limit: int) -> list[JobRow]:
+    """The newest jobs, and runs without a job, as the disk has them now."""
+    with open_store(runs_dir) as store:
+        rows = [*store.list(limit), *rows_of_folders(runs_dir, store.run_ids())]
+    rows.sort(key=lambda row: row.submitted_at, reverse=True)
+    return [observe(row, runs_dir) for row in rows[:limit]]
+
+
+def _row_json(row: JobRow) -> dict[str, Any]:
+    return {**row.to_json(), "job_id": row.job_id or None, "config_path": row.config_path or None}
+
+
+def _write_table(rows: list[JobRow]) -> None:
+    cells = [("RUN", "STATE", "EXIT", "SUBMITTED (UTC)", "JOB")]
+    for row in rows:
+        submitted = row.submitted_at[:19].replace("T", " ")
+        code = "" if row.exit_code is None else str(row.exit_code)
+        cells.append((row.run_id, row.state, code, submitted, row.job_id or "-"))
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    for line in cells:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo(clean_line("  ".join(padded).rstrip()))
+
+
+# status
+
+
+@click.command(name="status")
+@click.argument("run", required=False, metavar="[ID|PATH]")
+@runs_dir_option
+@json_option
+def status_command(run: str | None, runs_dir: str | None, as_json: bool) -> None:
+    """Show how one run stands: the run of this id, with this job, or in this folder; without a name, the newest."""
+    target = find(run, runs_folder(runs_dir)) if run else _newest(runs_folder(runs_dir))
+    report, standing = _report_on(target)
+    if as_json:
+        _write_json(report)
+        return
+    for name, value in _report_lines(target, report, standing):
+        click.echo(f"{name:<11}{clean_line(value)}")
+
+
+def _newest(runs_dir: Path) -> Target:
+    rows = newest_jobs(runs_dir, 1)
+    if not rows:
+        raise UsageError(
+            "there are no runs here.", where=str(runs_dir), hint="Say where they are with --runs-dir or TRN_RUNS_DIR."
+        )
+    return Target(runs_dir, rows[0].run_id, rows[0])
+
+
+def job_of(target: Target, store: Store) -> JobRow:
+    """The job that was asked for, as the disk has it now; else the run's newest that was not refused."""
+    if target.job is not None:
+        return observe(target.job, target.runs_dir)
+    rows = [row for row in store.of_run(target.run_id) if row.state != "rejected"]
+    return observe(rows[-1] if rows else row_of_folder(target.run_dir), target.runs_dir)
+
+
+def _report_on(target: Target) -> tuple[dict[str, Any], Standing]:
+    """What is known of a run, from its folder and its jobs, as `status --json` gives it."""
+    reports = target.run_dir / "reports"
+    with open_store(target.runs_dir) as store:
+        job = job_of(target, store)
+        jobs = [observe(row, target.runs_dir) for row in store.of_run(target.run_id)]
+    standing = Standing()
+    for event in events_of(reports / "events.jsonl"):
+        standing = after_event(standing, event)
+    metrics = next(iter(parsed([last_line(reports / "train_metrics.jsonl") or b""])), None)
+    if metrics is not None:
+        standing = after_metrics(standing, metrics)
+    outcome = outcome_of(target.run_dir, job.job_id)
+    if outcome is None and job.exit_code == 0:  # it found its run finished, and told the outcome again
+        outcome = outcome_of(target.run_dir, "")
+    report = {
+        "run_id": target.run_id,
+        "job_id": job.job_id or None,
+        "run_dir": str(target.run_dir),
+        "state": job.state,
+        "reason": job.reason,
+        "step": standing.step,
+        "max_steps": standing.max_steps,
+        "val_loss": standing.val_loss,
+        "metrics": metrics,
+        "outcome": outcome.to_json() if outcome else None,
+        "submitted_at": job.submitted_at,
+        "output": str(job_log(target.runs_dir, job)) if job.job_id else None,
+        "jobs": [_row_json(row) for row in jobs],
+    }
+    return report, standing
+
+
+def _report_lines(target: Target, report: dict[str, Any], standing: Standing) -> Iterator[tuple[str, str]]:
+    outcome, state = report["outcome"], report["state"]
+    yield "run", target.run_id
+    yield "state", outcome_line(outcome) if outcome else state
+    if not outcome and report["reason"]:
+        yield "reason", report["reason"]
+    if target.run_dir.is_dir():
+        yield "progress", standing_line(standing if state in OPEN_STATES else standing._replace(step_s=None))
+    if outcome and (outcome["final"] or outcome["best"]):
+        yield "final", value_line(outcome["final"])
+        yield "best", value_line(outcome["best"])
+    if outcome and outcome["checkpoint"]:
+        yield "checkpoint", str(outcome["checkpoint"].get("file"))
+    yield "job", f"{report['job_id'] or 'unknown'}, submitted {report['submitted_at']}"
+    if len(report["jobs"]) > 1:
+        yield "jobs", ", ".join(row["state"] for row in report["jobs"])
+    yield "folder", str(target.run_dir) if target.run_dir.is_dir() else f"{target.run_dir} (never made)"
+    if report["output"] and (output := Path(report["output"])).is_file() and output.stat().st_size:
+        yield "output", str(output)
+    if state == "lost" or (outcome and outcome["resumable"]):
+        yield "next", f"trn resume {target.run_dir}"
+
+
+# logs
+
+
+@click.command(name="logs")
+@click.argument("run", metavar="ID|PATH")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run's job has ended.")
+@click.option("--events", "only", flag_value="events", help="Every event.")
+@click.option("--metrics", "only", flag_value="metrics", help="Every step.")
+@click.option("--output", "only", flag_value="output", help="What the trainer printed in the newest job.")
+@click.option("--json", "as_json", is_flag=True, help="The lines of events.jsonl (or train_metrics.jsonl) as they are.")
+@runs_dir_option
+def logs_command(run: str, follow: bool, only: str | None, as_json: bool, runs_dir: str | None) -> None:
+    """Show what happened in a run, and what its trainer printed.
+
+    Without --events, --metrics or --output: the events, with the steps between two of them in one line, and the
+    output of the newest job (of the job, where a job's id was given).
+    """
+    if as_json and only == "output":
+        raise UsageError("the output is no JSON.", where="--json", hint="Leave out --json or --output.")
+    target = find(run, runs_folder(runs_dir))
+    with open_store(target.runs_dir) as store:
+        stream = Stream(target.run_dir, _output_of(target, store), only=only, as_json=as_json)
+        while follow and job_of(target, store).state in OPEN_STATES:
+            stream.write_news()
+            sys.stdout.flush()
+            time.sleep(_LOOK_EVERY_S)
+    stream.write_news()
+    stream.write_rest()
+
+
+def _output_of(target: Target, store: Store) -> Path | None:
+    job = job_of(target, store)
+    return job_log(target.runs_dir, job) if job.job_id else None

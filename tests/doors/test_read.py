@@ -1,0 +1,270 @@
+"""`trn list`, `trn status`, `trn logs`: what they say of runs, jobs, and of what is not there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.door import filled, open_door, row_of, until
+from support.stand_in import Job, argv, metrics_line, publish
+from trn.doors.cli import main
+from trn.files import make_folder
+from trn.jobs import job_log, open_store
+from trn.records import read_lines
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRN_RUNS_DIR", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def trained(runs_dir: Path, run_id: str, *arguments: str) -> str:
+    """A run that a stand-in made; returns the job's id."""
+    row = row_of(runs_dir, run_id)
+    with open_store(runs_dir) as store:
+        open_door(store, row, argv(*arguments))
+    return row.job_id
+
+
+def answer(capsys: Capture, *arguments: str) -> Any:
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def words(capsys: Capture, *arguments: str) -> list[str]:
+    capsys.readouterr()
+    assert main(arguments) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def error(capsys: Capture, *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+# list
+
+
+def test_a_list_without_runs_is_empty_and_creates_nothing(runs_dir: Path, capsys: Capture) -> None:
+    assert answer(capsys, "list") == []
+    assert main(["list"]) == 0
+    assert capsys.readouterr().err == f"There are no runs in {runs_dir}.\n"
+    assert not runs_dir.exists()
+
+
+def test_a_list_has_jobs_newest_first_with_what_became_of_them(runs_dir: Path, capsys: Capture) -> None:
+    first = trained(runs_dir, "one", "--then", "die")
+    second = trained(runs_dir, "one", "--then", "complete", "--from-step", "3")
+    third = trained(runs_dir, "two", "--then", "refuse")
+    rows = answer(capsys, "list")
+    assert [(row["job_id"], row["run_id"], row["state"], row["exit_code"]) for row in rows] == [
+        (third, "two", "rejected", 78),
+        (second, "one", "completed", 0),
+        (first, "one", "crashed", 71),
+    ]
+    assert len(answer(capsys, "list", "--limit", "2")) == 2
+    lines = words(capsys, "list")
+    assert lines[0].split() == ["RUN", "STATE", "EXIT", "SUBMITTED", "(UTC)", "JOB"]
+    assert lines[1].split()[:3] == ["two", "rejected", "78"]
+
+
+def test_a_lost_store_costs_no_run(runs_dir: Path, capsys: Capture) -> None:
+    job_id = trained(runs_dir, "one", "--then", "complete")
+    trained(runs_dir, "two", "--then", "die")
+    for path in (runs_dir / ".trn").iterdir():
+        path.unlink() if path.is_file() else path.rmdir()
+    rows = answer(capsys, "list")
+    assert {(row["run_id"], row["state"]) for row in rows} == {("one", "completed"), ("two", "crashed")}
+    assert answer(capsys, "status", "one")["job_id"] == job_id
+    assert answer(capsys, "status", "one")["outcome"]["status"] == "completed"
+    assert any("training from step 0 to 3" in line for line in words(capsys, "logs", "one"))
+
+
+def test_a_running_job_is_listed_as_such_and_as_lost_when_it_is_killed(runs_dir: Path, capsys: Capture) -> None:
+    row = row_of(runs_dir, "demo")
+    with open_store(runs_dir) as store:
+        store.add(row)
+        store.advance(row.job_id, "running")
+    child = subprocess.Popen(filled(argv("--then", "lock"), row), stdout=subprocess.DEVNULL)
+    until((runs_dir / "demo" / "samples" / "step-00000003-text.txt").exists)
+    assert answer(capsys, "list")[0]["state"] == "running"
+    assert answer(capsys, "status", "demo")["state"] == "running"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert answer(capsys, "list")[0]["state"] == "lost"
+    said = words(capsys, "status", "demo")
+    assert "reason     nobody holds the run any more, and no outcome was written" in said
+    assert f"next       trn resume {runs_dir / 'demo'}" in said
+    with open_store(runs_dir) as store:
+        found = store.get(row.job_id)
+    assert found is not None
+    assert found.state == "running"  # a reader does not write
+
+
+def test_what_a_file_says_cannot_reach_the_terminal_raw(runs_dir: Path, capsys: Capture) -> None:
+    with open_store(runs_dir) as store:
+        store.add(row_of(runs_dir, "\x1b[2Jdemo"))
+    assert "\x1b" not in "".join(words(capsys, "list"))
+
+
+# status
+
+
+def test_status_says_how_a_run_stands(runs_dir: Path, capsys: Capture) -> None:
+    job_id = trained(runs_dir, "demo", "--then", "complete")
+    said = words(capsys, "status", "demo")
+    assert said[:6] == [
+        "run        demo",
+        "state      completed at step 3 (exit 0)",
+        "progress   step 3/3  loss 1.667  lr 1.0e-03  1000 tokens/s  val_loss 2.5",
+        "final      val_loss 2.5 (step 3)",
+        "best       val_loss 2.25 (step 3)",
+        f"job        {job_id}, submitted {answer(capsys, 'list')[0]['submitted_at']}",
+    ]
+    assert f"folder     {runs_dir / 'demo'}" in said
+    document = answer(capsys, "status", "demo")
+    assert document["metrics"]["step"] == document["step"] == document["max_steps"] == 3
+    assert document["outcome"]["best"]["value"] == document["val_loss"] - 0.25 == 2.25
+
+
+def test_a_run_is_named_by_its_id_a_job_of_it_or_its_path(
+    runs_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = trained(runs_dir, "demo", "--then", "complete")
+    by_id = answer(capsys, "status", "demo")
+    assert by_id["job_id"] == job_id
+    assert answer(capsys, "status", job_id) == by_id
+    assert answer(capsys, "status", f"{runs_dir}/demo/") == by_id
+    assert answer(capsys, "status") == by_id
+    monkeypatch.delenv("TRN_RUNS_DIR")
+    monkeypatch.chdir(runs_dir)
+    assert answer(capsys, "status", "demo") == by_id
+    assert answer(capsys, "status", "./demo") == by_id
+    assert answer(capsys, "status", "demo", "--runs-dir", str(runs_dir)) == by_id
+
+
+def test_a_refused_job_does_not_hide_the_run_that_is_there(runs_dir: Path, capsys: Capture) -> None:
+    trained(runs_dir, "demo", "--then", "complete")
+    refused = trained(runs_dir, "demo", "--then", "refuse")
+    assert answer(capsys, "status", "demo")["state"] == "completed"
+    assert answer(capsys, "status", refused)["state"] == "rejected"
+    assert answer(capsys, "status", refused)["outcome"] is None
+
+
+def test_a_job_that_was_refused_has_a_status_without_a_folder(runs_dir: Path, capsys: Capture) -> None:
+    trained(runs_dir, "demo", "--then", "refuse")
+    said = words(capsys, "status", "demo")
+    assert "state      rejected" in said
+    assert "reason     plan error [plan_refused] at seed: no such thing." in said
+    assert f"folder     {runs_dir / 'demo'} (never made)" in said
+
+
+def test_unknown_names_are_answered_with_the_nearest(runs_dir: Path, capsys: Capture) -> None:
+    assert "there are no runs here" in error(capsys, "status", "demo")
+    assert "there are no runs here" in error(capsys, "status")
+    trained(runs_dir, "demo-a", "--then", "complete")
+    assert "no run or job is called 'demo-b'. Nearest: demo-a." in error(capsys, "status", "demo-b")
+    assert "The newest runs: demo-a." in error(capsys, "status", "zzz")
+    assert "there is no such folder" in error(capsys, "status", "./demo-a")
+    assert "there is no plan in it" in error(capsys, "status", "/")
+
+
+@pytest.mark.parametrize("name", ["../demo", "jobs", "logs", ".trn", "..", "", "a\x1b[2Jb", "-x", "a" * 65])
+def test_names_that_are_no_ids_reach_nothing(runs_dir: Path, capsys: Capture, name: str) -> None:
+    trained(runs_dir, "demo", "--then", "complete")
+    publish(runs_dir.parent / "demo", "job-outside").release()  # where `../demo` would lead if it were an id
+    said = error(capsys, "logs", "--", name)
+    assert said.startswith("usage error [usage] at ")
+    assert "\x1b" not in said
+
+
+def test_a_link_to_a_run_is_no_run(runs_dir: Path, capsys: Capture, tmp_path: Path) -> None:
+    trained(tmp_path / "other", "secret", "--then", "complete")
+    make_folder(runs_dir)
+    (runs_dir / "link").symlink_to(tmp_path / "other" / "secret")
+    assert "no run or job is called 'link'" in error(capsys, "status", "link")
+
+
+# logs
+
+
+def test_logs_tell_the_story_with_the_steps_condensed(runs_dir: Path, capsys: Capture) -> None:
+    trained(runs_dir, "demo", "--then", "complete")
+    said = [line[21:] for line in words(capsys, "logs", "demo")]
+    assert said[0] == "planned, fingerprint ffffffffffff"
+    assert said[2:7] == [
+        "training from step 0 to 3",
+        "step 3/3  loss 1.667  lr 1.0e-03  1000 tokens/s",
+        "evaluated at step 3: val_loss 2.5",
+        "checkpoint step-00000003.pt at step 3 (7 bytes)",
+        "sample at step 3: samples/step-00000003-text.txt",
+    ]
+    assert said[7] == "completed at step 3 (exit 0)"
+    assert [line for line in words(capsys, "logs", "demo") if line.startswith("| ")] == [
+        f"| the trainer prints step {n}" for n in (1, 2, 3)
+    ]
+
+
+def test_logs_of_one_kind_and_raw_lines(runs_dir: Path, capsys: Capture) -> None:
+    trained(runs_dir, "demo", "--then", "complete")
+    reports = runs_dir / "demo" / "reports"
+    assert len(words(capsys, "logs", "demo", "--metrics")) == 3
+    assert words(capsys, "logs", "demo", "--output") == [f"the trainer prints step {n}" for n in (1, 2, 3)]
+    assert len(words(capsys, "logs", "demo", "--events")) == len(list(read_lines(reports / "events.jsonl")))
+    for options, name in (([], "events"), (["--events"], "events"), (["--metrics"], "train_metrics")):
+        assert main(["logs", "demo", "--json", *options]) == 0
+        assert capsys.readouterr().out == (reports / f"{name}.jsonl").read_text()
+    assert "the output is no JSON" in error(capsys, "logs", "demo", "--output", "--json")
+
+
+def test_a_long_story_keeps_its_order(runs_dir: Path, capsys: Capture) -> None:
+    """More metrics than one read gives, and steps that a resume did again."""
+    publish(runs_dir / "demo", "job-1").release()
+    job = Job(runs_dir / "demo", "job-1")
+    job.begin(9000, 0)
+    for step in range(1, 9001):
+        job.metrics.append(metrics_line(step, 1.0))
+        if step % 1000 == 0:
+            job.events.emit("checkpoint", step=step, file=f"step-{step:08}.pt", sha256="a", size_bytes=1)
+    job.end("preempted")
+    lines = [line[21:] for line in words(capsys, "logs", "demo")]
+    steps = [line.split()[1] for line in lines if line.startswith("step ")]
+    assert steps == [f"{step}/9000" for step in range(1000, 9001, 1000)]
+    assert [line.split()[0] for line in lines[3:7]] == ["step", "checkpoint", "step", "checkpoint"]
+
+
+def test_followed_logs_end_with_the_job(runs_dir: Path) -> None:
+    row = row_of(runs_dir, "demo")
+    with open_store(runs_dir) as store:
+        store.add(row)
+        store.advance(row.job_id, "running")
+    log = job_log(runs_dir, row)
+    make_folder(log.parent)
+    with open(log, "wb") as output:
+        child = subprocess.Popen(filled(argv("--then", "wait"), row), stdout=output)
+    until((runs_dir / "demo" / "samples" / "step-00000003-text.txt").exists)
+    command = [sys.executable, "-m", "trn.doors.cli", "logs", "-f", "demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        for line in follower.stdout:
+            if line.startswith("| the trainer prints step 3"):
+                child.send_signal(signal.SIGTERM)
+                break
+        rest = follower.stdout.read()
+        assert follower.wait(30) == 0
+    child.wait()
+    assert "preempted at step 3 (exit 75): SIGTERM" in rest
