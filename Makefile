@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: setup demo test fast lint check clean
+.PHONY: setup demo test fast lint check bench clean
 
 setup: .venv/.ready
 
@@ -23,12 +23,16 @@ fast: setup ## under two minutes: for every edit
 	$(PYTEST) -m 'not slow'
 
 lint: setup ## format, lint, types, import layers
-	$(BIN)/ruff format --check src tests examples
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 check: lint fast ## one command for everything but the slow tests
+
+bench: setup ## what we claim about speed
+	$(BIN)/trn data text --out demo/data
+	$(BIN)/python benchmarks/lm_loop.py
 
 clean:
 	rm -rf .venv demo

@@ -248,9 +248,12 @@ class Stopped(TrnError):
     kind = "run"
 
     def __init__(self, outcome: str, reason: str) -> None:
-        self.outcome = outcome
         super().__init__(reason)
+        self.outcome = outcome
 
     @property
     def exit_status(self) -> int:
         return STATUS[self.outcome].exit
+
+    def __str__(self) -> str:
+        return f"{self.kind} stopped [{self.outcome}]: {self.message}"

@@ -271,8 +271,9 @@ EMPTY = Position(0, hashlib.sha256().hexdigest(), 0)
 class Outcome:
     """How a job ended; the content of reports/outcome.json.
 
-    `final` and `best` are `{"step", "metric", "value"}` objects or null; `artifacts` maps paths in the run's folder
-    to sha256; `checkpoint` is `{"file", "sha256", "step"}` of the last good checkpoint, null where there is none.
+    `final` is the last validation, `{"step", "val_loss", ...}`; `best` is `{"step", "metric", "value"}`; `checkpoint`
+    is `{"file", "sha256", "step"}` of the last committed one; each null where there is none. `artifacts` maps paths in
+    the run's folder to sha256.
     """
 
     status: str

@@ -117,7 +117,7 @@ def test_a_machine_without_git_says_so(repository: Path, tmp_path: Path) -> None
     assert git_state(repository, environ={"PATH": str(tmp_path / "nothing")})["reason"] == "git is not installed"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")  # CI runs as root
 def test_the_repository_of_another_user_is_refused_and_says_why(
     repository: Path, git: Git, environ: dict[str, str]
 ) -> None:

@@ -4,10 +4,6 @@ Here: the order of things in a step, when cadences are due, how a run is stopped
 (trainer), how anything is written (journal, checkpoint), how a run starts and what its end means (runner).
 
     feed ─raw batch─> prepare_batch ─> train_step ─> finite? ─> journal line ─> evaluate? sample? checkpoint? ─> stop?
+
+The modules are imported by name (`trn.loop.stop` needs no torch, so that signals are in place before it is imported).
 """
-
-from trn.loop.loop import Ending, Parts, announce, train
-from trn.loop.progress import Progress
-from trn.loop.stop import StopRequest
-
-__all__ = ["Ending", "Parts", "Progress", "StopRequest", "announce", "train"]

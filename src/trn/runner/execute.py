@@ -20,7 +20,9 @@ from trn.feed import Cursor, Dataset, Feed, read_sequential
 from trn.feed.tensors import to_tensors
 from trn.files import Lock
 from trn.journal import EventLog, MetricsLog
-from trn.loop import Ending, Parts, Progress, StopRequest, announce, train
+from trn.loop.loop import Ending, Parts, announce, train
+from trn.loop.progress import Progress
+from trn.loop.stop import StopRequest
 from trn.plan import make_params, plan_order, torch_device
 from trn.records import Outcome, utc_now
 from trn.runner.artifacts import record_resume, require_run_meta

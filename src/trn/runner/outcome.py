@@ -10,7 +10,7 @@ from trn.checkpoint.meta import CheckpointMeta, listed_steps, meta_name
 from trn.errors import STATUS, ResumeRefused
 from trn.files import make_folder, move, sha256_file, write_atomic
 from trn.journal import EventLog
-from trn.loop import Progress
+from trn.loop.progress import Progress
 from trn.records import ENDINGS, Json, JsonError, Outcome, ending_of, pretty_json, read_json, read_lines, utc_now
 from trn.spec.plan_model import Plan
 

@@ -12,7 +12,7 @@ from trn.checkpoint.meta import CheckpointMeta
 from trn.errors import ResumeRefused
 from trn.files import sweep
 from trn.journal import EventLog, MetricsLog
-from trn.loop import Progress
+from trn.loop.progress import Progress
 from trn.records import EMPTY, Json, JsonError, read_lines
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer

@@ -140,7 +140,7 @@ def _checkpoints(run: _Run) -> Iterator[Finding]:
     committed = {checkpoint_name(step) for step in steps}
     for path in sorted(run.checkpoints.glob("step-*.pt")):
         if path.name not in committed:
-            yield Finding(f"checkpoints/{path.name}", "it has no meta: it was never committed; a resume removes it")
+            yield Finding(f"checkpoints/{path.name}: not committed, left by a crash; the next job removes it")
 
 
 def _read_meta(run: _Run, step: int) -> CheckpointMeta | str:
@@ -151,15 +151,26 @@ def _read_meta(run: _Run, step: int) -> CheckpointMeta | str:
 
 
 def _hints(run: _Run) -> Iterator[Finding]:
-    """last.* and best.*: each pair is the pair of a committed checkpoint."""
+    """last.* and best.*: each is one of the committed checkpoints, and both files of a pair are of the same.
+
+    A crash between the two renames leaves a pair of two checkpoints, which the next job mends: that is no damage.
+    """
+    committed = {sha256_file(run.checkpoints / meta_name(step)): step for step in listed_steps(run.checkpoints)}
+    weights = {sha256_file(path): path.name for path in sorted(run.checkpoints.glob("step-*.pt"))}
     for hint in ("last", "best"):
         path, meta_path = run.checkpoints / f"{hint}.pt", run.checkpoints / f"{hint}.meta.json"
         if not path.exists() and not meta_path.exists():
             continue
-        value = read_json(meta_path)
-        digest = sha256_file(path)
-        problem = None if digest == value.get("sha256") else "its sha256 is not the one in its meta"
-        yield Finding(f"checkpoints/{hint}.pt: step {value.get('step')}", problem)
+        step = committed.get(sha256_file(meta_path)) if meta_path.exists() else None
+        name = weights.get(sha256_file(path)) if path.exists() else None
+        if meta_path.exists() and step is None:
+            yield Finding(f"checkpoints/{meta_path.name}", "it is the meta of no committed checkpoint")
+        elif path.exists() and name is None:
+            yield Finding(f"checkpoints/{path.name}", "it is none of the checkpoints")
+        elif step is not None and name == checkpoint_name(step):
+            yield Finding(f"checkpoints/{hint}.pt: step {step}")
+        else:
+            yield Finding(f"checkpoints/{hint}.*: half renamed by a crash; the next job mends it")
 
 
 def _outcome(run: _Run) -> Iterator[Finding]:
