@@ -2,6 +2,8 @@
 
     python benchmarks/lm_loop.py [--config examples/lm/stdlib.yaml] [--rounds 12] [--steps 8] [--threads 2]
 
+Both in a process that keeps its freed memory, as the runner does; `--give-back` measures without.
+
 The hand-written step: next batch, forward, backward, clip, learning rate, update, `loss.item()`. Ours does that and
 refuses what is not finite, writes a journal line and an event, and looks for stops. A step is timed from one batch to
 the next, so that everything between two steps counts.
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 
 from trn.checkpoint.saver import Saver
+from trn.devices import keep_freed_memory
 from trn.feed import Cursor, Dataset, Feed
 from trn.feed.tensors import to_tensors
 from trn.files import make_folder
@@ -153,7 +156,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--give-back", action="store_true", help="leave the C library's memory settings alone")
     args = parser.parse_args()
+    if not args.give_back:
+        keep_freed_memory()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         sets = ["dataset.end=cycle", "max_steps=1000000", "checkpoint_every=0", "sample_every=0", "validation=null"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from trn.devices import keep_freed_memory
 from trn.errors import ResumeRefused
 from trn.files import write_atomic
 from trn.provenance import (
@@ -30,7 +31,8 @@ RUN_META_NAME = "reports/run_meta.json"
 
 
 def prepare_torch(plan: Plan) -> None:
-    """Threads and determinism as planned; before anything is built or recorded."""
+    """Threads and determinism as planned, memory kept; before anything is built or recorded."""
+    keep_freed_memory()
     torch.set_num_threads(plan.threads)
     if plan.deterministic is not False:
         torch.use_deterministic_algorithms(True, warn_only=plan.deterministic == "warn")

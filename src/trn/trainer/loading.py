@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
-from trn.errors import PlanRefused
+from trn.errors import PlanRefused, TrnError
 from trn.trainer.contract import HOOKS, Trainer
 
 __all__ = ["ENTRY_POINT_GROUP", "load_trainer"]
@@ -116,6 +116,8 @@ def _made(kind: Any, name: str) -> Any:
         raise _refuse(name, f"it does not give {', '.join(sorted(kind.__abstractmethods__))}.")
     try:
         return kind()
+    except TrnError:
+        raise
     except Exception as error:
         message = f"{kind.__name__}() raised {type(error).__name__}: {error}."
         raise _refuse(name, message, "A trainer is made without arguments.") from error

@@ -1,0 +1,34 @@
+"""Cores and memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from trn.devices import cpu_threads
+
+PAGES = """
+import resource, sys
+import torch
+from trn.devices import keep_freed_memory
+torch.set_num_threads(1)
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+for step in range(20):
+    if step == 5:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(4_000_000) * 2
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    return int(subprocess.run([sys.executable, "-c", PAGES, how], capture_output=True, text=True, check=True).stdout)
+
+
+def test_the_threads_of_a_run_are_the_cores_it_may_use() -> None:
+    assert cpu_threads() == len(os.sched_getaffinity(0))
+
+
+def test_freed_memory_is_used_again_without_new_pages() -> None:
+    assert faults("keep") < 100 < faults("give back")
