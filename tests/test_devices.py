@@ -17,7 +17,7 @@ kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 for step in range(20):
     if step == 5:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(4_000_000) * 2
+    torch.ones(20_000_000) * 2  # 80 MB: above 32 MB glibc never adapts by itself
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
