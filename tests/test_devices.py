@@ -31,4 +31,5 @@ def test_the_threads_of_a_run_are_the_cores_it_may_use() -> None:
 
 
 def test_freed_memory_is_used_again_without_new_pages() -> None:
-    assert faults("keep") < 100 < faults("give back")
+    # fifteen steps: the pages of one block at most, against those of two blocks in each
+    assert faults("keep") * 10 < faults("give back")

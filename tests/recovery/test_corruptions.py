@@ -71,17 +71,26 @@ DAMAGES: dict[str, list[Damage]] = {
 
 @pytest.fixture(scope="module")
 def killed(server: ForkServer, job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was killed after step 150, between two checkpoints."""
-    folder = tmp_path_factory.mktemp("killed")
-    pid = server.start(command(job, folder, "run"), folder / "log")
-    reports = folder / "run/reports"
-    while not (reports / "train_metrics.jsonl").exists() or (
-        (reports / "train_metrics.jsonl").read_bytes().count(b"\n") < 150 or not events(folder / "run", "checkpoint")
-    ):
-        time.sleep(0.001)
-    os.killpg(pid, signal.SIGKILL)
-    server.wait(pid)
-    return folder / "run"
+    """The folder of a run that was killed after step 150, when its newest checkpoint had its event.
+
+    Between the commit and the event, a deleted meta cannot be told from one that was never written.
+    """
+    while True:
+        folder = tmp_path_factory.mktemp("killed")
+        run_dir = folder / "run"
+        pid = server.start(command(job, folder, "run"), folder / "log")
+        while lines_of(run_dir) < 150:
+            time.sleep(0.001)
+        os.killpg(pid, signal.SIGKILL)
+        server.wait(pid)
+        announced = [one["step"] for one in events(run_dir, "checkpoint")]
+        if listed_steps(run_dir / "checkpoints")[0] == announced[-1]:
+            return run_dir
+
+
+def lines_of(run_dir: Path) -> int:
+    path = run_dir / "reports/train_metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def damaged_copy(killed: Path, folder: Path, case: int) -> tuple[Path, str, str]:

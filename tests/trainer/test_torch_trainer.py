@@ -136,7 +136,7 @@ def test_evaluation_is_the_mean_over_all_rows_and_changes_nothing(tmp_path: Path
     trainer, state, ctx = started(tmp_path)
     parts: list[Any] = [batch_of(6, seed=1), batch_of(2, seed=2)]
     metrics = trainer.evaluate(parts, state, ctx)
-    total = sum(float(trainer.loss(state.model, part).loss) * int(part["weight"].sum()) for part in parts)
+    total = sum(trainer.loss(state.model, part).loss.item() * int(part["weight"].sum()) for part in parts)
     assert metrics["val_loss"] == pytest.approx(total / (21 + 3), rel=1e-12)
     assert set(metrics) == {"val_loss", "val_mean_x"}
     assert state.model.training
