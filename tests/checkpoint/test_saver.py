@@ -62,7 +62,7 @@ class Run:
         self.saver.save(state or state_of(step), moment)
 
     def newest(self, announced: set[int] | None = None) -> CheckpointMeta | None:
-        return find_newest_good(self.folder, plan_fingerprint=PLAN, announced=announced or set()).meta
+        return find_newest_good(self.folder, lineage={PLAN}, announced=announced or set()).meta
 
 
 def state_of(step: int) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def test_damage_of_the_newest_is_found_and_the_one_before_is_used(tmp_path: Path
         with pytest.raises(NoGoodCheckpoint, match="metrics"):
             run.newest({1, 2})
         return
-    found = find_newest_good(tmp_path, plan_fingerprint=PLAN, announced={1, 2})
+    found = find_newest_good(tmp_path, lineage={PLAN}, announced={1, 2})
     assert found.meta is not None
     assert found.meta.step == 1
     assert [file for file, _ in found.rejected] == [checkpoint_name(2)]
@@ -308,7 +308,7 @@ def test_another_plans_checkpoint_is_refused(tmp_path: Path) -> None:
     run.step_and_save(1)
     run.saver.wait()
     with pytest.raises(NoGoodCheckpoint, match="another plan"):
-        find_newest_good(tmp_path, plan_fingerprint="0" * 64, announced=set())
+        find_newest_good(tmp_path, lineage={"0" * 64}, announced=set())
 
 
 def test_a_run_without_any_commit_has_none_and_that_is_no_error(tmp_path: Path) -> None:

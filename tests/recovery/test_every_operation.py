@@ -36,7 +36,7 @@ def assert_nothing_is_trusted_that_does_not_hold(run_dir: Path) -> None:
         return
     plan = Plan.read((run_dir / "reports/resolved_config.json").read_bytes(), "plan")
     announced = {one["step"] for one in events(run_dir, "checkpoint")}
-    found = find_newest_good(run_dir, plan_fingerprint=plan.fingerprint, announced=announced)
+    found = find_newest_good(run_dir, lineage=plan.lineage, announced=announced)
     assert found.meta is not None or not announced
 
 

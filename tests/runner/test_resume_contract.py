@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from support.compare import events, outcome
+from support.compare import assert_identical, events, lines, outcome
 from support.forkserver import ForkServer
 from support.job import command, write_job, write_table
+from trn.records import new_job_id
+from trn.verify import verify_run
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +96,103 @@ def test_a_changed_trainer_is_refused(server: ForkServer, stopped: tuple[Path, P
     assert fingerprint(run_dir) == before
 
 
+SEQUENCE = "max_steps: 40"
+
+
+@pytest.fixture
+def ended(server: ForkServer, tmp_path: Path) -> tuple[Path, Path]:
+    """(spec, folder) of a run that was completed at step 40."""
+    spec = write_job(tmp_path / "job", max_steps=40)
+    assert server.run(command(spec, tmp_path, "run"), tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    return spec, tmp_path / "run"
+
+
+def resume_allowing(server: ForkServer, spec: Path, run_dir: Path, *names: str) -> tuple[int, str]:
+    log = run_dir.parent / "allow.log"
+    options = [part for name in names for part in ("--allow-change", name)]
+    code = server.run(command(spec, run_dir.parent, run_dir.name, "--resume", *options), log)
+    return code, log.read_text()
+
+
+def test_a_longer_budget_is_allowed_by_name_and_the_schedule_does_not_climb_again(
+    server: ForkServer, ended: tuple[Path, Path]
+) -> None:
+    spec, run_dir = ended
+    before = lines(run_dir, "train_metrics.jsonl")
+    spec.write_text(spec.read_text().replace(SEQUENCE, "max_steps: 60"))
+    code, log = resume(server, spec, run_dir)
+    assert code == 78
+    assert "budget.max_steps: the run has 40, now 60" in log
+    assert "--allow-change max_steps" in log
+    assert resume_allowing(server, spec, run_dir, "max_steps")[0] == 0
+    after = lines(run_dir, "train_metrics.jsonl")
+    assert after[:40] == before
+    assert [line["lr"] for line in after[40:]] == [0.0001] * 20
+    told = events(run_dir, "plan_written")
+    assert [event["revision"] for event in told] == [0, 1]
+    assert {"key": "budget.max_steps", "was": 40, "now": 60} in told[1]["changes"]
+    assert (run_dir / "reports/plans/0.json").is_file()
+    assert [finding for finding in verify_run(run_dir) if finding.problem is not None] == []
+    assert (outcome(run_dir)["status"], outcome(run_dir)["step"]) == ("completed", 60)
+
+
+def test_a_cadence_may_change_without_asking_and_changes_no_weight(server: ForkServer, tmp_path: Path) -> None:
+    spec = write_job(tmp_path / "job", max_steps=400)
+    assert server.run(command(spec, tmp_path, "oracle"), tmp_path / "log") == 0
+    pid = server.start(command(spec, tmp_path, "run"), tmp_path / "log")
+    while not (tmp_path / "run/checkpoints/last.pt").exists():
+        pass
+    os.kill(pid, signal.SIGTERM)
+    assert server.wait(pid) == 75
+    spec.write_text(spec.read_text().replace("checkpoint_every: 20", "checkpoint_every: 33\nmetric_every: 7"))
+    code, log = resume(server, spec, tmp_path / "run")
+    assert code == 0, log
+    assert_identical(tmp_path / "run", tmp_path / "oracle")
+    changed = {one["key"] for one in events(tmp_path / "run", "plan_written")[-1]["changes"]}
+    assert changed == {"checkpoint.every_steps", "metric_every"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("lr: 0.01, accumulate: 2}", "lr: 0.02, accumulate: 2}", "lr"),
+        ("threads: 1", "threads: 2", "threads"),
+    ],
+)
+def test_what_is_named_is_allowed(
+    server: ForkServer, stopped: tuple[Path, Path], old: str, new: str, name: str
+) -> None:
+    spec, run_dir = stopped
+    spec.write_text(
+        spec.read_text().replace(old, new).replace("lr_max: 0.01", "lr_max: 0.02" if name == "lr" else "lr_max: 0.01")
+    )
+    code, log = resume(server, spec, run_dir)
+    assert code == 78
+    assert f"--allow-change {name}" in log
+    code, log = resume_allowing(server, spec, run_dir, name)
+    assert code == 93, log
+
+
+def test_changed_code_is_allowed_by_name_without_a_spec(server: ForkServer, stopped: tuple[Path, Path]) -> None:
+    spec, run_dir = stopped
+    trainer = spec.parent / "noisy.py"
+    trainer.write_text(trainer.read_text() + "\n# changed\n")
+    log = run_dir.parent / "code.log"
+    code = server.run(["--job-id", new_job_id(), "--run-dir", str(run_dir), "--allow-change", "code"], log)
+    assert code == 93, log.read_text()
+    assert events(run_dir, "plan_written")[-1]["changes"][0]["key"] == "trainer.code_sha256"
+
+
+def test_what_decides_the_run_is_refused_whatever_is_allowed(server: ForkServer, stopped: tuple[Path, Path]) -> None:
+    spec, run_dir = stopped
+    spec.write_text(spec.read_text().replace("seed: 42", "seed: 43"))
+    before = fingerprint(run_dir)
+    for names in (("max_steps", "lr", "threads", "versions", "code"), ("seed",)):
+        code, log = resume_allowing(server, spec, run_dir, *names)
+        assert code == (2 if "seed" in names else 78), log
+    assert fingerprint(run_dir) == before
+
+
 def test_changed_data_are_refused(server: ForkServer, stopped: tuple[Path, Path]) -> None:
     spec, run_dir = stopped
     write_table(spec.parent / "train-1.parquet", 123, seed=99, row_group_rows=50)
@@ -143,5 +242,5 @@ def test_a_run_whose_folder_was_moved_goes_on_where_it_lies(server: ForkServer, 
     shutil.move(run_dir, moved)
     code, log = take_up(server, moved)
     assert code == 93, log
-    assert outcome(moved)["step"] > step
+    assert outcome(moved)["step"] >= step
     assert events(moved, "resumed")[-1]["from_step"] == step

@@ -6,6 +6,7 @@ digest of what this state had seen. What does not hold is named with its reason 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Found:
     rejected: tuple[tuple[str, str], ...]
 
 
-def find_newest_good(run_dir: Path, *, plan_fingerprint: str, announced: set[int]) -> Found:
+def find_newest_good(run_dir: Path, *, lineage: Collection[str], announced: set[int]) -> Found:
     """Walk back from the newest. `announced` are steps that the events say were committed and not since removed.
 
     Raises NoGoodCheckpoint when checkpoints had been committed and none holds.
@@ -43,7 +44,7 @@ def find_newest_good(run_dir: Path, *, plan_fingerprint: str, announced: set[int
     for step in steps:
         try:
             meta = CheckpointMeta.read(folder / meta_name(step))
-            reason = reject_reason(folder, meta, plan_fingerprint=plan_fingerprint, reports=reports)
+            reason = reject_reason(folder, meta, lineage=lineage, reports=reports)
         except (JsonError, OSError) as error:
             reason = f"{meta_name(step)}: {error}"
         if reason is None:

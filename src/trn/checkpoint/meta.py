@@ -8,6 +8,7 @@ A reader refuses: a wrong own digest, a missing or unknown key, a `file` or `ste
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,9 +79,12 @@ class CheckpointMeta:
         return meta
 
 
-def reject_reason(folder: Path, meta: CheckpointMeta, *, plan_fingerprint: str, reports: Path) -> str | None:
-    """Why the checkpoint of a readable meta must not be used, or None: plan, size, hash and metrics all hold."""
-    if meta.plan_fingerprint != plan_fingerprint:
+def reject_reason(folder: Path, meta: CheckpointMeta, *, lineage: Collection[str], reports: Path) -> str | None:
+    """Why the checkpoint of a readable meta must not be used, or None: plan, size, hash and metrics all hold.
+
+    `lineage` are the fingerprints of the run's plan in all its revisions.
+    """
+    if meta.plan_fingerprint not in lineage:
         return "it was made by another plan"
     path = folder / meta.file
     try:

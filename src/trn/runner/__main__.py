@@ -28,6 +28,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--resume", action="store_true", help="the run must exist")
     how.add_argument("--auto-resume", action="store_true", help="continue the run, or start it")
     how.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument("--allow-change", action="append", default=[], metavar="NAME", help="go on in spite of it")
     parser.add_argument("--door-pid", type=int, help="stop when this is no longer the parent")
     return parser.parse_args(argv)
 

@@ -11,7 +11,8 @@ import torch
 
 from trn.devices import keep_freed_memory
 from trn.errors import ResumeRefused
-from trn.files import write_atomic
+from trn.files import make_folder, write_atomic
+from trn.plan.publish import PLAN_NAME
 from trn.provenance import (
     Accelerator,
     Device,
@@ -21,11 +22,12 @@ from trn.provenance import (
     startup_artifacts,
     validate_run_meta,
 )
+from trn.provenance.resolved import config_resolved_yaml
 from trn.records import utc_now
 from trn.spec import Source
 from trn.spec.plan_model import Plan
 
-__all__ = ["prepare_torch", "record_resume", "require_run_meta", "start_artifacts"]
+__all__ = ["prepare_torch", "publish_revision", "record_resume", "require_run_meta", "start_artifacts"]
 
 RUN_META_NAME = "reports/run_meta.json"
 
@@ -61,6 +63,20 @@ def record_resume(plan: Plan, run_meta: bytes, *, job_id: str, from_step: int) -
     """Add this job to run_meta.json. Raises StorageError."""
     path = Path(plan.run_dir) / RUN_META_NAME
     write_atomic(path, resumed_run_meta(run_meta, _facts(plan, job_id, ()), from_step))
+
+
+def publish_revision(plan: Plan, revised: Plan, *, sources: Sequence[Source]) -> None:
+    """Keep the plan before and the new spec in reports/plans/, then put the new plan in its place. Raises StorageError.
+
+    The rename of the plan is what makes the revision: a crash before it leaves the run as it was.
+    """
+    run_dir = Path(plan.run_dir)
+    kept = make_folder(run_dir / "reports/plans")
+    write_atomic(kept / f"{plan.revision}.json", plan.to_bytes())
+    for source in sources[:1]:
+        write_atomic(kept / f"{revised.revision}.source{source.path.suffix}", source.data)
+    write_atomic(run_dir / PLAN_NAME, revised.to_bytes())
+    write_atomic(run_dir / "reports/config_resolved.yaml", config_resolved_yaml(revised.to_json()))
 
 
 def _facts(plan: Plan, job_id: str, sources: Sequence[Source]) -> StartupFacts:

@@ -1,11 +1,21 @@
-"""The resume contract: what a run was planned to be, and what is here now, must be the same, key by key."""
+"""The resume contract: what a run was planned to be and what is here now are compared key by key.
+
+    same            the run goes on by its plan
+    safe            cadences, retention, limits: a new revision of the plan, without being asked
+    allowed         what the user named with --allow-change: a new revision
+    anything else   refused, with every difference
+
+A revision keeps the run's identity and the fingerprints before it, so that its checkpoints stay its own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trn.errors import ResumeRefused
+from trn.errors import ResumeRefused, UsageError
 from trn.feed import Dataset, check_unchanged
 from trn.plan import make_plan, use_spec_folder
 from trn.provenance.code import code_sha256, library_versions
@@ -15,41 +25,111 @@ from trn.spec import LoadedSpec
 from trn.spec.plan_model import UNFINGERPRINTED, Plan
 from trn.trainer import Trainer, load_trainer
 
-__all__ = ["plan_differences", "require_same_plan", "require_same_world"]
+__all__ = ["ALLOWABLE", "Difference", "compare_with_spec", "compare_with_world", "plan_differences", "revise"]
+
+SAFE = frozenset(
+    {
+        "checkpoint.every_steps",
+        "checkpoint.keep",
+        "dataset.readahead",
+        "max_runtime_s",
+        "metric_every",
+        "owner",
+        "release_ref",
+        "sample_every",
+        "validation.every_epochs",
+        "validation.every_steps",
+    }
+)
+ALLOWABLE = {
+    "max_steps": ("budget.max_steps", "dataset.passes"),
+    "lr": ("optimizer.arguments.lr", "schedule.lr_max", "schedule.lr_min"),
+    "threads": ("threads",),
+    "versions": ("versions.",),
+    "code": ("trainer.code_sha256",),
+}
+"""What --allow-change takes, and the keys of the plan that it covers; one that ends with a dot covers those below."""
 
 
-def require_same_plan(plan: Plan, loaded: LoadedSpec) -> Trainer:
-    """The trainer, if the spec still plans to what the run is. Raises ResumeRefused naming every difference."""
+@dataclass(frozen=True)
+class Difference:
+    """One key of the plan, with what the run has and what was asked for now."""
+
+    key: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: the run has {self.was!r}, now {self.now!r}"
+
+    @property
+    def name(self) -> str | None:
+        """What --allow-change calls it, None where nothing allows it."""
+        for name, covered in ALLOWABLE.items():
+            if any(self.key == one or (one.endswith(".") and self.key.startswith(one)) for one in covered):
+                return name
+        return None
+
+
+def compare_with_spec(plan: Plan, loaded: LoadedSpec) -> tuple[Plan, Trainer]:
+    """What the spec plans to now, with this run's identity, and the trainer. Raises what planning raises.
+
+    The schedule keeps the length that the run began with: a longer budget goes on at its last learning rate instead
+    of climbing again.
+    """
     world = World(world_size=plan.world_size)
     wanted, trainer = make_plan(loaded, run_id=plan.run_id, runs_dir=Path(plan.runs_dir), world=world)
-    _refuse(plan_differences(plan, wanted), plan)
-    return trainer
+    if wanted.schedule is not None and plan.schedule is not None:
+        schedule = wanted.schedule.model_copy(update={"total_steps": plan.schedule.total_steps})
+        wanted = wanted.model_copy(update={"schedule": schedule})
+    return wanted.model_copy(update={"run_dir": plan.run_dir}), trainer
 
 
-def require_same_world(plan: Plan) -> Trainer:
-    """The trainer, if code, libraries and data are what the plan recorded. Raises ResumeRefused, DataError."""
+def compare_with_world(plan: Plan) -> tuple[Plan, Trainer]:
+    """The run's plan with the code and the libraries that are here now, and the trainer. Raises DataError."""
     use_spec_folder(Path(plan.spec_folder))
     trainer = load_trainer(plan.trainer.name)
-    module = type(trainer).__module__
-    code = code_sha256(module)
-    differences = []
-    if code != plan.trainer.code_sha256:
-        differences.append(("trainer.code_sha256", plan.trainer.code_sha256[:12], code[:12]))
     versions = library_versions(name for name in plan.versions if name not in ("python", "trn"))
-    differences += [
-        (f"versions.{name}", was, versions.get(name, "absent"))
-        for name, was in plan.versions.items()
-        if versions.get(name, "absent") != was
-    ]
-    _refuse(differences, plan)
+    code = plan.trainer.model_copy(update={"code_sha256": code_sha256(type(trainer).__module__)})
     for part in (plan.dataset, plan.validation):
         if part is not None:
             check_unchanged(Dataset.from_json(part.data))
-    return trainer
+    return plan.model_copy(update={"versions": versions, "trainer": code}), trainer
 
 
-def plan_differences(plan: Plan, wanted: Plan) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value in the run, value asked for), for all that decides what a run computes."""
+def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan, tuple[Difference, ...]]:
+    """The plan to go on with, and how it differs from `plan`: nothing, or a new revision.
+
+    Raises UsageError for a name that cannot be allowed, ResumeRefused naming every difference that is not.
+    """
+    if unknown := sorted(set(allowed) - set(ALLOWABLE)):
+        known = ", ".join(ALLOWABLE)
+        raise UsageError(f"{unknown[0]!r} cannot be allowed; expected {known}.", where="--allow-change")
+    differences = plan_differences(plan, wanted)
+    refused = [one for one in differences if one.key not in SAFE and one.name not in allowed]
+    if refused:
+        raise ResumeRefused(
+            f"it is not the same any more: {'; '.join(map(str, refused))}.", where=plan.run_dir, hint=_hint(refused)
+        )
+    if not differences:
+        return plan, ()
+    changes = {
+        "revision": plan.revision + 1,
+        "earlier_fingerprints": [*plan.earlier_fingerprints, plan.fingerprint],
+    }
+    return wanted.model_copy(update=changes).sealed(), tuple(differences)
+
+
+def _hint(refused: Sequence[Difference]) -> str:
+    names = {one.name for one in refused}
+    if None in names:
+        return "Restore what the run was made with, or start a new run with another --run-id."
+    options = " ".join(f"--allow-change {name}" for name in ALLOWABLE if name in names)
+    return f"Restore what the run was made with, or go on with {options}."
+
+
+def plan_differences(plan: Plan, wanted: Plan) -> list[Difference]:
+    """All keys in which two plans differ, of those that decide what a run computes."""
     return _differences("", _computing(plan), _computing(wanted))
 
 
@@ -58,24 +138,15 @@ def _computing(plan: Plan) -> Json:
     for part in (value["dataset"], value["validation"]):
         if part is not None:
             part["data"] = part["data"]["fingerprint"][:12]
+    value["trainer"]["code_sha256"] = value["trainer"]["code_sha256"][:12]
     return value
 
 
-def _differences(path: str, was: Any, now: Any) -> list[tuple[str, Any, Any]]:
+def _differences(path: str, was: Any, now: Any) -> list[Difference]:
     if isinstance(was, dict) and isinstance(now, dict):
         return [
             difference
             for key in sorted({*was, *now})
             for difference in _differences(f"{path}.{key}" if path else key, was.get(key), now.get(key))
         ]
-    return [] if was == now else [(path, was, now)]
-
-
-def _refuse(differences: list[tuple[str, Any, Any]], plan: Plan) -> None:
-    if differences:
-        listed = "; ".join(f"{key}: the run has {was!r}, now {now!r}" for key, was, now in differences)
-        raise ResumeRefused(
-            f"it is not the same any more: {listed}.",
-            where=plan.run_dir,
-            hint="Restore what the run was made with, or start a new run with another --run-id.",
-        )
+    return [] if was == now else [Difference(path, was, now)]

@@ -26,8 +26,9 @@ from trn.loop.stop import StopRequest
 from trn.plan import make_params, plan_order, torch_device
 from trn.records import Outcome, utc_now
 from trn.runner.artifacts import record_resume, require_run_meta
+from trn.runner.contract import Difference
 from trn.runner.outcome import archive_outcome, publish_outcome
-from trn.runner.restore import Restored, apply_state, restore_folder
+from trn.runner.restore import Restored, apply_state, is_announced, restore_folder
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer
 
@@ -47,6 +48,8 @@ class Job:
     is_resume: bool
     before: Outcome | None = None
     """How the job before this one ended, where it came to an end."""
+    changes: tuple[Difference, ...] = ()
+    """What this job's revision of the plan changed."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,6 @@ def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
     run_meta = require_run_meta(Path(plan.run_dir)) if job.is_resume else b""
     stop.limit_runtime(plan.max_runtime_s)
     journal = _Journal.open(plan, job.job_id)
-    if journal.events.seq == 0:
-        journal.events.emit("plan_written", fingerprint=plan.fingerprint)
     if job.is_resume:
         restored = restore_folder(plan, job.job_id, journal.events, journal.metrics, journal.val_metrics)
         if job.before is not None:
@@ -88,6 +89,9 @@ def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
         record_resume(plan, run_meta, job_id=job.job_id, from_step=restored.progress.step)
     else:
         restored = Restored(None, Progress(), {})
+    if not is_announced(plan):
+        changes = [{"key": one.key, "was": one.was, "now": one.now} for one in job.changes]
+        journal.events.emit("plan_written", fingerprint=plan.fingerprint, revision=plan.revision, changes=changes)
     journal.events.emit("job_started", pid=os.getpid(), resume=job.is_resume)
     progress = restored.progress
     ending = _attempt(partial(_train, job, journal, restored, stop))

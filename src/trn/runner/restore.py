@@ -17,7 +17,7 @@ from trn.records import EMPTY, Json, JsonError, read_lines
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer
 
-__all__ = ["Restored", "apply_state", "restore_folder"]
+__all__ = ["Restored", "apply_state", "is_announced", "restore_folder"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def restore_folder(plan: Plan, job_id: str, events: EventLog, metrics: MetricsLo
     Raises NoGoodCheckpoint before anything is changed.
     """
     run_dir = Path(plan.run_dir)
-    found = find_newest_good(run_dir, plan_fingerprint=plan.fingerprint, announced=_announced(run_dir))
+    found = find_newest_good(run_dir, lineage=plan.lineage, announced=_announced(run_dir))
     for file, reason in found.rejected:
         events.emit("checkpoint_rejected", file=file, reason=reason)
     meta = found.meta
@@ -65,6 +65,15 @@ def apply_state(plan: Plan, meta: CheckpointMeta, trainer: Trainer, state: Any, 
             f"load_state_dict raised {type(error).__name__}: {error}", where=f"checkpoints/{meta.file}"
         ) from error
     rng.restore(payload["rng"][ctx.rank])
+
+
+def is_announced(plan: Plan) -> bool:
+    """Whether the journal tells of this revision of the plan."""
+    try:
+        found = [event.get("fingerprint") for event in read_lines(Path(plan.run_dir) / "reports/events.jsonl")]
+    except JsonError:
+        return False  # a damaged line hides what came after it: to say it twice does no harm
+    return plan.fingerprint in found
 
 
 def _announced(run_dir: Path) -> set[int]:

@@ -15,8 +15,8 @@ from trn.plan import make_plan, publish_run
 from trn.plan.publish import LOCK_NAME, PLAN_NAME, refuse_taken
 from trn.ranks import read_world
 from trn.records import new_run_id, pretty_json
-from trn.runner.artifacts import prepare_torch, start_artifacts
-from trn.runner.contract import require_same_plan, require_same_world
+from trn.runner.artifacts import prepare_torch, publish_revision, start_artifacts
+from trn.runner.contract import compare_with_spec, compare_with_world, revise
 from trn.runner.execute import Job, execute
 from trn.runner.outcome import mend_journal, read_outcome, report
 from trn.spec import LoadedSpec, load_spec
@@ -35,14 +35,14 @@ class _Request:
 def run(args: argparse.Namespace, stop: StopRequest) -> int:
     """Do what the command line asks; returns the exit status. Raises TrnError for whatever is refused."""
     if args.run_dir is not None:
-        return _take_up(args.run_dir.resolve(), args.job_id, stop, wanted=None)
+        return _take_up(args.run_dir.resolve(), args, stop, wanted=None)
     request = _read_request(args)
     target = request.runs_dir / request.run_id
     exists = (target / PLAN_NAME).is_file()
     if args.resume and not exists:
         raise ResumeRefused("there is no such run.", where=str(target), hint="Start it without --resume.")
     if exists and (args.resume or args.auto_resume):
-        return _take_up(target, args.job_id, stop, wanted=request)
+        return _take_up(target, args, stop, wanted=request)
     if not args.dry_run:
         refuse_taken(target)
     return _begin(request, args, stop)
@@ -68,30 +68,31 @@ def _begin(request: _Request, args: argparse.Namespace, stop: StopRequest) -> in
     return execute(Job(plan, trainer, args.job_id, is_resume=False), lock, stop)
 
 
-def _take_up(run_dir: Path, job_id: str, stop: StopRequest, *, wanted: _Request | None) -> int:
+def _take_up(run_dir: Path, args: argparse.Namespace, stop: StopRequest, *, wanted: _Request | None) -> int:
     path = run_dir / PLAN_NAME
     if not path.is_file():
         raise ResumeRefused("this folder is no run: it has no plan.", where=str(run_dir))
     lock = Lock(run_dir / LOCK_NAME)
-    if not lock.acquire(_note(job_id)):
+    if not lock.acquire(_note(args.job_id)):
         raise ResumeRefused("another process is running it.", where=str(run_dir), hint="Wait for it, or cancel it.")
     plan = Plan.read(path.read_bytes(), str(path))
     # the folder may have been moved or copied: where it lies now is where it runs
-    plan = plan.model_copy(update={"run_dir": str(run_dir), "runs_dir": str(run_dir.parent), "run_id": run_dir.name})
+    plan = plan.model_copy(update={"run_dir": str(run_dir), "runs_dir": str(run_dir.parent)})
     before = read_outcome(run_dir)
     is_finished = before is not None and before.exit_code == 0
-    trainer = None
-    if wanted is not None:
-        trainer = require_same_plan(plan, wanted.loaded)
-    elif not is_finished:
-        trainer = require_same_world(plan)
+    if wanted is None and before is not None and is_finished:
+        mend_journal(plan, before)
+        return report(before, run_dir)
+    now, trainer = compare_with_world(plan) if wanted is None else compare_with_spec(plan, wanted.loaded)
+    revised, changes = revise(plan, now, allowed=args.allow_change)
     if before is not None:
         mend_journal(plan, before)
-    if before is not None and is_finished:
-        return report(before, run_dir)
-    assert trainer is not None, "only a finished run needs none"
-    prepare_torch(plan)
-    return execute(Job(plan, trainer, job_id, is_resume=True, before=before), lock, stop)
+        if is_finished and revised.budget.max_steps <= before.step:
+            return report(before, run_dir)
+    if changes:
+        publish_revision(plan, revised, sources=() if wanted is None else wanted.loaded.sources)
+    prepare_torch(revised)
+    return execute(Job(revised, trainer, args.job_id, is_resume=True, before=before, changes=changes), lock, stop)
 
 
 def _note(job_id: str) -> str:

@@ -39,6 +39,8 @@ UNFINGERPRINTED = frozenset(
         "runs_dir",
         "spec_folder",
         "fingerprint",
+        "revision",
+        "earlier_fingerprints",
     }
 )
 
@@ -155,6 +157,15 @@ class Plan(_Part):
     owner: str | None = None
     release_ref: str | None = None
     fingerprint: str = ""
+    revision: int = 0
+    """How often this run's plan was changed by a resume that was allowed to."""
+    earlier_fingerprints: list[str] = []
+    """Of the revisions before this one, oldest first."""
+
+    @property
+    def lineage(self) -> frozenset[str]:
+        """Fingerprints of all revisions: checkpoints of any of them belong to this run."""
+        return frozenset({self.fingerprint, *self.earlier_fingerprints})
 
     def compute_fingerprint(self) -> str:
         """Hex sha256 of all that decides what this run computes."""

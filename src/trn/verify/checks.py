@@ -135,7 +135,7 @@ def _checkpoints(run: _Run) -> Iterator[Finding]:
         if isinstance(meta, str):
             yield Finding(f"checkpoints/{meta_name(step)}", meta)
             continue
-        reason = reject_reason(run.checkpoints, meta, plan_fingerprint=run.plan.fingerprint, reports=run.reports)
+        reason = reject_reason(run.checkpoints, meta, lineage=run.plan.lineage, reports=run.reports)
         yield Finding(f"checkpoints/{meta.file}: {meta.size_bytes:,} bytes, sha256 {meta.sha256[:12]}", reason)
     committed = {checkpoint_name(step) for step in steps}
     for path in sorted(run.checkpoints.glob("step-*.pt")):
@@ -190,7 +190,7 @@ def _outcome(run: _Run) -> Iterator[Finding]:
 
 def _outcome_problems(run: _Run, name: str, outcome: Outcome) -> Iterator[Finding]:
     lines = sum(1 for _ in read_lines(run.reports / "train_metrics.jsonl"))
-    if outcome.run_id != run.plan.run_id or outcome.plan_fingerprint != run.plan.fingerprint:
+    if outcome.run_id != run.plan.run_id or outcome.plan_fingerprint not in run.plan.lineage:
         yield Finding(name, "it belongs to another run or plan")
     if outcome.step != lines:
         yield Finding(name, f"it says step {outcome.step}, the metrics have {lines} lines")
