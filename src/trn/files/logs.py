@@ -1,0 +1,147 @@
+"""Files of lines that only grow. A torn last line, bytes after the last newline, is trusted by nobody and cut."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from trn.errors import StorageError
+from trn.files.digests import sha256_prefix
+from trn.files.faults import trip
+from trn.files.system import CHUNK_BYTES, fsync, open_file, storage_errors, write_all
+
+__all__ = ["AppendLog", "append_line", "last_line"]
+
+
+class AppendLog:
+    """A file of lines that only grows: one write(2) a line, synced when told. Not thread-safe; one writer at a time.
+
+    Opening cuts a torn last line (bytes after the last newline), since no reader may trust it. `offset` and `sha256`
+    describe the content after the last append, so that a checkpoint can say exactly how far the log belongs to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with storage_errors("open", path):
+            self._fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            self._hash = hashlib.sha256()
+            self.offset = self._take_whole_lines()
+            self._dirty = False
+
+    def _take_whole_lines(self) -> int:
+        whole = 0
+        tail = b""
+        with open(self._fd, "rb", closefd=False) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                lines, newline, rest = chunk.rpartition(b"\n")
+                if newline:
+                    self._hash.update(tail + lines + newline)
+                    whole += len(tail) + len(lines) + 1
+                    tail = rest
+                else:
+                    tail += chunk
+        if tail:
+            trip("truncate", str(self.path))
+            os.ftruncate(self._fd, whole)
+        return whole
+
+    @property
+    def sha256(self) -> str:
+        """Hex sha256 of the first `offset` bytes."""
+        return self._hash.copy().hexdigest()
+
+    def append(self, line: bytes) -> None:
+        """Add `line`, which ends with its only newline. Raises StorageError."""
+        try:
+            write_all(self._fd, line, self.path)
+        except OSError as error:
+            self._undo_partial_append()
+            with storage_errors("append", self.path):
+                raise error
+        self._hash.update(line)
+        self.offset += len(line)
+        self._dirty = True
+
+    def _undo_partial_append(self) -> None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, self.offset)
+
+    def sync(self) -> None:
+        """Make all appended lines durable; may be called from another thread than `append`. Raises StorageError."""
+        if self._dirty:
+            self._dirty = False  # before the fsync: a line appended meanwhile marks it again
+            try:
+                with storage_errors("sync", self.path):
+                    fsync(self._fd, self.path)
+            except StorageError:
+                self._dirty = True
+                raise
+
+    def cut(self, offset: int) -> None:
+        """Drop all bytes from `offset` on, durably. Raises StorageError; ValueError beyond the end."""
+        digest = sha256_prefix(self.path, offset)
+        if digest is None:
+            raise ValueError(f"{self.path} is shorter than {offset} bytes")
+        with storage_errors("cut", self.path):
+            trip("truncate", str(self.path))
+            os.ftruncate(self._fd, offset)
+            fsync(self._fd, self.path)
+        self._hash = hashlib.sha256()
+        with open(self.path, "rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                self._hash.update(chunk)
+        self.offset = offset
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add `line`, which ends with its only newline, to a log that several processes share; the caller holds its lock.
+
+    A torn last line is cut first. Costs the same however long the file is, unlike opening an `AppendLog`; not
+    synced. Raises StorageError, and the file is then as it was.
+    """
+    with storage_errors("append", path):
+        fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        try:
+            end = _end_of_lines(fd)
+            if end < os.fstat(fd).st_size:
+                trip("truncate", str(path))
+                os.ftruncate(fd, end)
+            try:
+                write_all(fd, line, path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, end)
+                raise
+        finally:
+            os.close(fd)
+
+
+def last_line(path: Path) -> bytes | None:
+    """The last whole line of a file, with its newline, read from the end; None where there is none. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        end = _end_of_lines(fd)
+        start = _end_of_lines(fd, end - 1)
+        return os.pread(fd, end - start, start) if end else None
+    finally:
+        os.close(fd)
+
+
+def _end_of_lines(fd: int, before: int | None = None) -> int:
+    """The offset just after the last newline in the first `before` bytes, or in the whole file; 0 without one."""
+    end = os.fstat(fd).st_size if before is None else before
+    while end > 0:
+        start = max(0, end - 4096)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
