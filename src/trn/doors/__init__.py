@@ -6,6 +6,7 @@ never imports torch, a trainer, the plan or the loop. `cli` and `read` stay near
 
     cli ──by name──> work    run, resume, verify, data, schema
                      read    list, status, logs
+                     init, doctor, gc, completion    each in a module of its name
     work ──> foreground ──> launch ──process wall──> runner ──> the run's folder
                  └── follow ── standing ── progress <────────────────┘
 """

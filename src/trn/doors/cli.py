@@ -14,10 +14,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from trn.errors import TrnError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["main", "trn"]
 
@@ -30,6 +34,10 @@ _VERBS = {
     "verify": ("trn.doors.work", "Check that a run's folder is what its records say."),
     "data": ("trn.doors.work", "Make and index data sets: `trn data text`, `trn data index`."),
     "schema": ("trn.doors.work", "Print the JSON Schema of a spec, or of a file that a run writes."),
+    "init": ("trn.doors.init", "Write a trainer and a spec to start from."),
+    "doctor": ("trn.doors.doctor", "Say what this machine and this installation can do, and what is wrong."),
+    "gc": ("trn.doors.gc", "Show what the runs occupy, and free what nobody needs any more."),
+    "completion": ("trn.doors.completion", "Print the script that lets bash, zsh or fish complete `trn`."),
 }
 # at exit the collector would walk several times over all that was imported: a tenth of what `trn list` costs
 atexit.register(gc.freeze)
@@ -53,9 +61,16 @@ class _Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _VERBS and not args[0].startswith("-"):
+        if args and args[0] not in _VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(f"no such verb: {args[0]!r}. The verbs are {', '.join(_VERBS)}.")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem  # only a shell that asks needs it
+
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=said) for name, (_, said) in _VERBS.items() if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -117,8 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = trn.main(args=None if arguments is None else list(arguments), prog_name="trn", standalone_mode=False)
-    except SystemExit:  # click's own answer to a broken pipe
-        return _abandon_stdout()
+    except SystemExit as answer:  # click's own: to a shell that asks for completions, or to a broken pipe
+        return 0 if answer.code == 0 else _abandon_stdout()
     return result if isinstance(result, int) else 0
 
 

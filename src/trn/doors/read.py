@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from trn.doors.completion import complete_folder, complete_run
 from trn.doors.follow import parsed
 from trn.doors.lines import outcome_line, standing_line, value_line
 from trn.doors.standing import Standing, after_event, after_metrics
@@ -28,7 +29,12 @@ __all__ = ["list_command", "logs_command", "status_command"]
 
 _LOOK_EVERY_S = 0.25
 
-runs_dir_option = click.option("--runs-dir", metavar="DIR", help="Where the runs are; else TRN_RUNS_DIR, else ./runs.")
+runs_dir_option = click.option(
+    "--runs-dir",
+    metavar="DIR",
+    shell_complete=complete_folder,
+    help="Where the runs are; else TRN_RUNS_DIR, else ./runs.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 
 
@@ -87,7 +93,7 @@ def _write_table(rows: list[JobRow]) -> None:
 
 
 @click.command(name="status")
-@click.argument("run", required=False, metavar="[ID|PATH]")
+@click.argument("run", required=False, metavar="[ID|PATH]", shell_complete=complete_run)
 @runs_dir_option
 @json_option
 def status_command(run: str | None, runs_dir: str | None, as_json: bool) -> None:
@@ -178,7 +184,7 @@ def _report_lines(target: Target, report: dict[str, Any], standing: Standing) ->
 
 
 @click.command(name="logs")
-@click.argument("run", metavar="ID|PATH")
+@click.argument("run", metavar="ID|PATH", shell_complete=complete_run)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run's job has ended.")
 @click.option("--events", "only", flag_value="events", help="Every event.")
 @click.option("--metrics", "only", flag_value="metrics", help="Every step.")

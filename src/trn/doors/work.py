@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from trn.doors.completion import complete_file, complete_run
 from trn.doors.foreground import Watch, run_in_foreground
 from trn.doors.progress import display_for
 from trn.doors.read import json_option, runs_dir_option
@@ -38,11 +39,21 @@ _launcher_option = click.option(
 )
 
 
+_allow_change_option = click.option(
+    "--allow-change",
+    multiple=True,
+    metavar="NAME",
+    help="On resume, go on in spite of a change of max_steps, lr, threads, versions or code; repeatable.",
+)
+
+
 # run, resume
 
 
 @click.command(name="run")
-@click.option("--config", required=True, metavar="FILE", help="The spec: YAML, JSON or TOML.")
+@click.option(
+    "--config", required=True, metavar="FILE", shell_complete=complete_file, help="The spec: YAML, JSON or TOML."
+)
 @click.option("--run-id", metavar="ID", help="The name of the run; else the spec's, else one made from the time.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a field of the spec; repeatable.")
 @click.option("--profile", metavar="NAME", help="Use this profile of the spec.")
@@ -50,6 +61,7 @@ _launcher_option = click.option(
 @click.option("--resume", is_flag=True, help="Continue the run, which must exist and fit the spec.")
 @click.option("--auto-resume", is_flag=True, help="Continue the run if it exists, else start it.")
 @click.option("--dry-run", is_flag=True, help="Print the plan as JSON and write nothing.")
+@_allow_change_option
 @_launcher_option
 @json_option
 def run_command(
@@ -61,6 +73,7 @@ def run_command(
     resume: bool,
     auto_resume: bool,
     dry_run: bool,
+    allow_change: tuple[str, ...],
     launcher: str,
     as_json: bool,
 ) -> int:
@@ -85,6 +98,7 @@ def run_command(
     row = _new_job(folder, check_run_id(new_run_id() if named is None else named), config)
     options = [("--config", row.config_path), ("--run-id", row.run_id), ("--runs-dir", str(folder))]
     options += [("--set", one) for one in sets] + ([("--profile", profile)] if profile else [])
+    options += [("--allow-change", name) for name in allow_change]
     flags = [name for name, on in (("--resume", resume), ("--auto-resume", auto_resume)) if on]
     argv = [*_runner(row), *(part for option in options for part in option), *flags]
     if dry_run:
@@ -93,11 +107,12 @@ def run_command(
 
 
 @click.command(name="resume")
-@click.argument("run", metavar="ID|PATH")
+@click.argument("run", metavar="ID|PATH", shell_complete=complete_run)
 @runs_dir_option
+@_allow_change_option
 @_launcher_option
 @json_option
-def resume_command(run: str, runs_dir: str | None, launcher: str, as_json: bool) -> int:
+def resume_command(run: str, runs_dir: str | None, allow_change: tuple[str, ...], launcher: str, as_json: bool) -> int:
     """Continue a run that was stopped, by its own plan, from its newest good checkpoint.
 
     The run is named by its id, by the id of one of its jobs, or by the path of its folder. A finished run is left as
@@ -109,7 +124,8 @@ def resume_command(run: str, runs_dir: str | None, launcher: str, as_json: bool)
             f"the job {run!r} was refused and left no run.", where=str(target.run_dir), hint="Start it with `trn run`."
         )
     row = _new_job(target.runs_dir, target.run_id, "")
-    return _stay_with(row, target.runs_dir, [*_runner(row), "--run-dir", row.run_dir], launcher, as_json)
+    allowed = [part for name in allow_change for part in ("--allow-change", name)]
+    return _stay_with(row, target.runs_dir, [*_runner(row), "--run-dir", row.run_dir, *allowed], launcher, as_json)
 
 
 def _new_job(runs_dir: Path, run_id: str, config: str) -> JobRow:
@@ -167,7 +183,7 @@ def _document(ending: Ending, row: JobRow) -> dict[str, Any]:
 
 
 @click.command(name="verify")
-@click.argument("run", metavar="ID|PATH")
+@click.argument("run", metavar="ID|PATH", shell_complete=complete_run)
 @runs_dir_option
 @json_option
 def verify_command(run: str, runs_dir: str | None, as_json: bool) -> None:
