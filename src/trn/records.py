@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from trn.errors import STATUS
@@ -23,6 +24,7 @@ from trn.files import sha256_prefix
 __all__ = [
     "EMPTY",
     "ENDINGS",
+    "EVENT_HEAD",
     "EVENT_KINDS",
     "JOB_STATES",
     "RUN_ID_PATTERN",
@@ -88,6 +90,7 @@ EVENT_KINDS = (
     "step_skipped",
     "gate",
     "epoch",
+    "data_touched",
     "data_wrapped",
     "exported",
     "parity",
@@ -98,6 +101,9 @@ EVENT_KINDS = (
     "completed",
     "failed",
 )
+
+EVENT_HEAD = frozenset({"event", "run_id", "job_id", "seq", "ts"})
+"""Keys that every event has, and no metric may be called."""
 
 ENDINGS = frozenset({"completed", "preempted", "cancelled", "failed"})
 """Exactly one event of these kinds ends a job."""
@@ -215,7 +221,10 @@ def from_json(data: bytes) -> Any:
 
 def read_json(path: Path) -> Json:
     """The JSON object in a file. Raises JsonError (also when it is no object), OSError."""
-    if path.stat().st_size > _MAX_BYTES:
+    status = path.stat()
+    if not S_ISREG(status.st_mode):
+        raise JsonError(f"{path.name} is no plain file")
+    if status.st_size > _MAX_BYTES:
         raise JsonError(f"{path.name} has more than {_MAX_BYTES} bytes")
     value = from_json(path.read_bytes())
     if not isinstance(value, dict):
@@ -229,6 +238,8 @@ def read_lines(path: Path) -> Iterator[Json]:
     A missing file has no lines.
     """
     try:
+        if not S_ISREG(path.stat().st_mode):
+            raise JsonError(f"{path.name} is no plain file")
         stream = open(path, "rb")  # noqa: SIM115 - closed below; the with would hide which call may not find it
     except FileNotFoundError:
         return
@@ -305,6 +316,8 @@ class Outcome:
         """Raises JsonError for missing, unknown or ill-typed fields, and where status and exit code disagree."""
         _require(value, cls, "outcome")
         outcome = cls(**value)
+        if not RUN_ID_PATTERN.fullmatch(outcome.job_id) or not RUN_ID_PATTERN.fullmatch(outcome.run_id):
+            raise JsonError("outcome: job_id and run_id are no ids")
         if outcome.status not in STATUS or STATUS[outcome.status].exit != outcome.exit_code:
             raise JsonError(f"outcome: status {outcome.status!r} does not go with exit code {outcome.exit_code!r}")
         return outcome

@@ -356,13 +356,13 @@ def test_the_run_is_locked_while_it_is_worked_on_and_the_note_of_its_job_stays(
 ) -> None:
     run_dir = run_of(runs_dir, "demo", [1, 2, 3])
     seen: list[str | None] = []
-    original = files.os.unlink
+    original = files.folders.os.unlink
 
     def unlink(path: Path, **options: Any) -> None:
         seen.append(files.is_locked(run_dir / ".lock"))
         original(path, **options)
 
-    monkeypatch.setattr("trn.files.os.unlink", unlink)
+    monkeypatch.setattr("trn.files.folders.os.unlink", unlink)
     answer(capsys, "--yes")
     assert set(seen) == {"pid=1 job=job-1"}
     assert files.is_locked(run_dir / ".lock") is None

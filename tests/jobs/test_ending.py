@@ -13,7 +13,7 @@ from trn import files
 from trn.files import AppendLog, Lock, write_atomic
 from trn.jobs import outcome_of
 from trn.jobs.ending import Ending, settle
-from trn.records import JobRow, json_line, pretty_json, read_lines
+from trn.records import JobRow, json_line, pretty_json, read_json, read_lines
 
 KILLED = -signal.SIGKILL
 
@@ -216,6 +216,119 @@ def test_damaged_and_hostile_journals_are_settled_all_the_same(row: JobRow) -> N
     ending = settle(row, KILLED)
     assert ending.state == "crashed"
     assert ending.outcome is not None
-    assert ending.outcome.step == 0
+    assert ending.outcome.step == 5
     assert ending.outcome.checkpoint is not None
     assert ending.outcome.checkpoint["step"] == 4
+
+
+def put_plan(row: JobRow, fingerprint: str, steps_per_epoch: int, name: str = "resolved_config.json") -> None:
+    path = Path(row.run_dir) / "reports" / name
+    files.make_folder(path.parent)
+    plan = {"fingerprint": fingerprint, "budget": {"max_steps": 100, "steps_per_epoch": steps_per_epoch}}
+    write_atomic(path, pretty_json(plan))
+
+
+def later_job(row: JobRow, status: str = "") -> JobRow:
+    """Another job that took the run up after `row`'s runner died, and ended with `status` if one is given."""
+    later = row_of(Path(row.run_dir).parent, row.run_id)
+    lock = publish(Path(row.run_dir), later.job_id)
+    job = Job(Path(row.run_dir), later.job_id)
+    job.events.emit("resumed", from_step=4, checkpoint="step-00000004.pt")
+    job.begin(10, 4)
+    job.train(2)
+    if status:
+        job.end(status)
+    lock.release()
+    return later
+
+
+def test_a_late_door_leaves_the_outcome_of_a_later_job(row: JobRow) -> None:
+    begun(row)
+    later = later_job(row, "completed")
+    current = Path(row.run_dir) / "reports" / "outcome.json"
+    before = current.read_bytes()
+    ending = settle(row, KILLED)
+    assert (ending.state, ending.exit_code, ending.problem) == ("crashed", 71, "")
+    assert current.read_bytes() == before
+    assert ending.outcome is not None
+    assert read_json(current.parent / "outcomes" / f"{row.job_id}.json") == ending.outcome.to_json()
+    assert ending.outcome.step == 4, "not where the later job is"
+    assert ending.outcome.checkpoint is not None
+    assert ending.outcome.checkpoint["step"] == 4
+    assert [one[0] for one in endings(row)] == ["completed", "failed"]
+    assert settle(row, KILLED) == ending
+    assert settle(later, 0).state == "completed"
+    assert len(endings(row)) == 2
+
+
+def test_a_late_door_writes_no_outcome_in_the_place_of_a_later_job_that_has_none_yet(row: JobRow) -> None:
+    begun(row)
+    later = later_job(row)
+    assert settle(row, KILLED).state == "crashed"
+    assert outcome_of(Path(row.run_dir), "") is None
+    assert settle(later, KILLED).state == "crashed"
+    last = outcome_of(Path(row.run_dir), "")
+    assert last is not None
+    assert last.job_id == later.job_id
+    assert outcome_of(Path(row.run_dir), row.job_id) is not None
+
+
+def test_a_later_job_that_comes_and_goes_while_the_door_waits_for_the_lock_is_seen(
+    row: JobRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(row)
+    acquire = Lock.acquire
+
+    def slow(lock: Lock, note: str = "", wait_s: float = 0.1) -> bool:
+        monkeypatch.setattr(Lock, "acquire", acquire)
+        later_job(row, "completed")
+        return acquire(lock, note, wait_s)
+
+    monkeypatch.setattr(Lock, "acquire", slow)
+    assert settle(row, KILLED).state == "crashed"
+    last = outcome_of(Path(row.run_dir), "")
+    assert last is not None
+    assert last.status == "completed"
+
+
+def test_a_late_door_of_a_job_without_an_event_writes_nothing(row: JobRow, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(Path(row.run_dir), row.job_id).release()
+    acquire = Lock.acquire
+
+    def slow(lock: Lock, note: str = "", wait_s: float = 0.1) -> bool:
+        monkeypatch.setattr(Lock, "acquire", acquire)
+        later_job(row, "completed")
+        return acquire(lock, note, wait_s)
+
+    monkeypatch.setattr(Lock, "acquire", slow)
+    assert settle(row, KILLED).state == "crashed"
+    assert outcome_of(Path(row.run_dir), row.job_id) is None
+    assert [one[0] for one in endings(row)] == ["completed"]
+
+
+def test_the_outcome_of_a_late_door_names_the_plan_that_its_job_ran(row: JobRow) -> None:
+    begun(row)
+    put_plan(row, "f" * 64, 2, "plans/0.json")
+    put_plan(row, "e" * 64, 1)
+    later_job(row, "completed")
+    outcome = settle(row, KILLED).outcome
+    assert outcome is not None
+    assert (outcome.plan_fingerprint, outcome.step, outcome.epochs_completed) == ("f" * 64, 4, 2)
+
+
+def test_a_run_killed_before_it_announced_its_plan_names_it_all_the_same(row: JobRow) -> None:
+    publish(Path(row.run_dir), row.job_id).release()
+    put_plan(row, "e" * 64, 2)
+    outcome = settle(row, KILLED).outcome
+    assert outcome is not None
+    assert (outcome.plan_fingerprint, outcome.step, outcome.epochs_completed) == ("e" * 64, 0, 0)
+
+
+def test_epochs_are_counted_in_steps_and_not_from_events_that_a_resume_went_behind(row: JobRow) -> None:
+    job = begun(row)
+    put_plan(row, "f" * 64, 3)
+    job.events.emit("epoch", epoch=7)
+    job.metrics.append(b'{"step":5')
+    outcome = settle(row, KILLED).outcome
+    assert outcome is not None
+    assert (outcome.step, outcome.epochs_completed) == (4, 1)

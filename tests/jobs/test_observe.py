@@ -12,6 +12,7 @@ import pytest
 
 from support.door import filled, row_of, until
 from support.stand_in import argv, outcome_of_job, publish
+from trn.errors import StorageError
 from trn.files import Lock, make_folder, write_atomic
 from trn.jobs import launch_lock, observe, open_store, outcome_of, record_lost, row_of_folder, rows_of_folders
 from trn.records import JobRow, pretty_json
@@ -184,3 +185,21 @@ def test_a_writing_door_records_what_became_of_jobs_without_a_door(
     assert recorded["dead"].ended_at is not None
     assert not launch_lock(runs_dir, dead.job_id).exists()
     door.release()
+
+
+HOSTILE = ("../../victim", "a/b", "", ".", "x" * 65)
+
+
+@pytest.mark.parametrize("job_id", HOSTILE)
+def test_an_id_that_leads_elsewhere_is_no_part_of_a_path(runs_dir: Path, job_id: str) -> None:
+    with pytest.raises(StorageError, match="no job id"):
+        launch_lock(runs_dir, job_id)
+    row = row_of(make_folder(runs_dir), "demo", job_id=job_id, state="running")
+    assert observe(row, runs_dir).state == "lost"
+
+
+def test_an_outcome_of_a_job_whose_id_leads_elsewhere_is_none(runs_dir: Path) -> None:
+    row = row_of(make_folder(runs_dir), "demo", job_id="../../victim")
+    put_outcome(runs_dir, row, "completed")
+    assert outcome_of(runs_dir / "demo", "") is None
+    assert outcome_of(runs_dir / "demo", row.job_id) is None

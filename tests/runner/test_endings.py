@@ -102,7 +102,8 @@ child.wait()
 
 def test_a_runner_that_loses_its_door_saves_and_can_be_resumed(server: ForkServer, tmp_path: Path) -> None:
     spec, log, run_dir = write_job(tmp_path / "job", max_steps=2000), tmp_path / "log", tmp_path / "run"
-    door = subprocess.Popen([sys.executable, "-c", DOOR, *command(spec, tmp_path, "run")])
+    environ = {**os.environ, "PYTHONHASHSEED": "0"}  # as the other jobs of this run
+    door = subprocess.Popen([sys.executable, "-c", DOOR, *command(spec, tmp_path, "run")], env=environ)
     wait_for(journal_reaches(run_dir, 20))
     door.kill()
     door.wait()

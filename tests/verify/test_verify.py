@@ -139,6 +139,42 @@ MUTATIONS: dict[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
+def end_late(path: Path, *, started: bool) -> None:
+    """Events of a job that began before the run's job, and whose ending was written after that job's."""
+    first, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+    late = {**first, "job_id": "job-late"}
+    before = [{**late, "event": "job_started", "pid": 1, "resume": False}] if started else []
+    ending = {**late, "event": "failed", "outcome": "crashed", "exit_code": 71, "reason": "killed", "step": 0}
+    events = [{**event, "seq": seq} for seq, event in enumerate([*before, first, *lines, ending], 1)]
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def test_an_ending_that_was_written_late_is_no_damage(run_dir: Path) -> None:
+    end_late(run_dir / "reports/events.jsonl", started=True)
+    assert problems(run_dir) == []
+
+
+def test_an_outcome_of_another_job_than_the_last_is_found(run_dir: Path) -> None:
+    end_late(run_dir / "reports/events.jsonl", started=False)
+    assert any("the last job that ended is job-late" in problem for problem in problems(run_dir))
+    edit_json(run_dir / "reports/outcome.json", lambda v: v.update(job_id="job-unknown"))
+    assert any("it is of job-unknown" in problem for problem in problems(run_dir))
+
+
+def test_a_run_killed_before_its_journal_was_opened_is_no_damage(run_dir: Path) -> None:
+    for name in ("train_metrics.jsonl", "val_metrics.jsonl"):
+        (run_dir / "reports" / name).unlink()
+    for path in (run_dir / "checkpoints").iterdir():
+        path.unlink()
+    lines = (run_dir / "reports/events.jsonl").read_text().splitlines()
+    ending = {**json.loads(lines[-1]), "event": "failed", "outcome": "crashed", "seq": 1}
+    changes = {"status": "crashed", "exit_code": 71, "step": 0, "checkpoint": None, "artifacts": {}}
+    edit_json(run_dir / "reports/outcome.json", lambda v: v.update(changes))
+    assert any("train_metrics" in problem for problem in problems(run_dir)), "a runner that wrote events made the file"
+    (run_dir / "reports/events.jsonl").write_text(json.dumps(ending) + "\n")
+    assert problems(run_dir) == []
+
+
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_a_change_is_found(run_dir: Path, name: str) -> None:
     path, change = MUTATIONS[name]

@@ -34,6 +34,32 @@ def listed_steps(folder: Path) -> list[int]:
     return sorted((int(match.group(1)) for match in names if match), reverse=True)
 
 
+_KINDS = {
+    "file": str,
+    "sha256": str,
+    "size_bytes": int,
+    "step": int,
+    "epoch": int,
+    "run_id": str,
+    "job_id": str,
+    "plan_fingerprint": str,
+    "created_at": str,
+    "metrics": dict,
+    "journal": dict,
+    "progress": dict,
+    "rng": list,
+}
+_JOURNAL = {"train_metrics.jsonl", "val_metrics.jsonl"}
+
+
+def _is_position(value: object) -> bool:
+    if not isinstance(value, dict) or set(value) != {"offset", "sha256", "lines"}:
+        return False
+    return (
+        all(type(value[key]) is int and value[key] >= 0 for key in ("offset", "lines")) and type(value["sha256"]) is str
+    )
+
+
 @dataclass(frozen=True)
 class CheckpointMeta:
     """What a committed checkpoint says of itself. `progress` and `rng` repeat as JSON what the `.pt` holds."""
@@ -73,6 +99,11 @@ class CheckpointMeta:
             raise JsonError("its own digest is wrong")
         if set(value) != set(cls.__dataclass_fields__) or value["schema_version"] != SCHEMA_VERSION:
             raise JsonError("its keys or its schema_version are not those of this version")
+        for key, kind in _KINDS.items():
+            if type(value[key]) is not kind:
+                raise JsonError(f"{key} is no {kind.__name__}")
+        if not set(value["journal"]) <= _JOURNAL or not all(map(_is_position, value["journal"].values())):
+            raise JsonError("its journal is not what this version writes")
         meta = cls(**value)
         if meta_name(meta.step) != path.name or meta.file != checkpoint_name(meta.step):
             raise JsonError(f"it belongs to {meta.file!r} at step {meta.step}")

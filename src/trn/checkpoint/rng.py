@@ -40,6 +40,7 @@ def capture() -> Json:
         },
         "torch": _hex(torch.get_rng_state()),
         "cuda": [_hex(one) for one in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "mps": _hex(torch.mps.get_rng_state()) if torch.backends.mps.is_available() else None,
     }
 
 
@@ -57,6 +58,8 @@ def restore(value: Json) -> None:
         }
     )
     torch.set_rng_state(_bytes(value["torch"]))
+    if value["mps"]:
+        torch.mps.set_rng_state(_bytes(value["mps"]))
     if value["cuda"]:
         torch.cuda.set_rng_state_all([_bytes(one) for one in value["cuda"]])
 

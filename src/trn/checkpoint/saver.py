@@ -98,6 +98,9 @@ class Saver:
     def _run(self, payload: dict[str, Any], moment: Moment) -> None:
         try:
             self._committed.append(self._commit(payload, moment))
+        except OSError as error:
+            self._error = StorageError(f"cannot save: {error.strerror or error}.", where=str(self.folder))
+            self._error.__cause__ = error
         except BaseException as error:  # noqa: BLE001 - carried to the loop's thread, which raises it
             self._error = error
 

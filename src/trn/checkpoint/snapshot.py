@@ -18,6 +18,15 @@ _PLAIN: tuple[type, ...] = (bool, int, float, str, bytes, type(None))
 _Key = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]
 
 
+def _plain(value: Any) -> Any:
+    """The plain value of a subclass: str.__str__ since an enum's own gives its name."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int(value) if isinstance(value, int) else float(value)
+
+
 class Snapshots:
     """Takes copies; the value of one `take` is valid until the next."""
 
@@ -43,19 +52,21 @@ class Snapshots:
 
     def _copy(self, value: Any, path: str, seen: dict[_Key, torch.Tensor], used: set[str]) -> Any:
         if isinstance(value, torch.Tensor):
-            return self._tensor(value.detach(), path, seen, used)
+            return self._tensor(value.detach().resolve_conj().resolve_neg(), path, seen, used)
+        if isinstance(value, int) and int(value).bit_length() > 63:
+            raise TrainerError("a number of more than 64 bits.", where=path, hint="Keep it as text.")
         if type(value) in _PLAIN:
             return value
         if isinstance(value, (int, float, str)):
             # a numpy float or an enum would be refused by the restricted loader: keep its plain value
-            return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
+            return _plain(value)
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, (str, int)):
                     raise TrainerError(
                         f"a key of type {type(key).__name__}; a checkpoint holds str and int.", where=path
                     )
-            return {key: self._copy(item, f"{path}.{key}", seen, used) for key, item in value.items()}
+            return {_plain(key): self._copy(item, f"{path}.{key}", seen, used) for key, item in value.items()}
         if type(value) in (list, tuple):
             return type(value)(self._copy(item, f"{path}[{i}]", seen, used) for i, item in enumerate(value))
         raise TrainerError(

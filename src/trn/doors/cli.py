@@ -111,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit status. A user's mistake is one line on stderr, never a traceback."""
     try:
         status = _run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller
+            sys.stdout.flush()
         return status
     except click.ClickException as error:
         error.show()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from trn.files.digests import sha256_file, sha256_prefix
 from trn.files.faults import fault_count, set_fault
-from trn.files.folders import free_bytes, make_folder, move, publish_folder, remove, remove_tree, sweep
+from trn.files.folders import foreign, free_bytes, make_folder, move, publish_folder, remove, remove_tree, sweep
 from trn.files.locks import Lock, is_locked
 from trn.files.logs import AppendLog, append_line, last_line
 from trn.files.whole import AtomicFile, atomic_file, link_atomic, sync_folder, write_atomic
@@ -31,6 +31,7 @@ __all__ = [
     "append_line",
     "atomic_file",
     "fault_count",
+    "foreign",
     "free_bytes",
     "is_locked",
     "last_line",

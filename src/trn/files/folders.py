@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from pathlib import Path
 
 from trn.files.faults import trip
 from trn.files.system import FOLDER_MODE, rename, storage_errors
 from trn.files.whole import TEMP_MARK, sync_folder
 
-__all__ = ["free_bytes", "make_folder", "move", "publish_folder", "remove", "remove_tree", "sweep"]
+__all__ = ["foreign", "free_bytes", "make_folder", "move", "publish_folder", "remove", "remove_tree", "sweep"]
 
 
 def make_folder(path: Path) -> Path:
@@ -80,7 +81,28 @@ def sweep(folder: Path) -> list[str]:
     return left
 
 
+def foreign(folder: Path) -> str | None:
+    """What in a folder of ours was not made by us, in words: a link, a pipe, a device; None when all is plain.
+
+    A journal or lock with a second name is foreign too: to write to it would be to write somewhere else.
+    """
+    if folder.is_symlink():
+        return f"{folder.name} is a symbolic link."
+    for here, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(here, name)
+            status = path.lstat()
+            relative = path.relative_to(folder)
+            if stat.S_ISLNK(status.st_mode):
+                return f"{relative} is a symbolic link."
+            if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+                return f"{relative} is no plain file."
+            if status.st_nlink > 1 and (name == ".lock" or name.endswith(".jsonl")) and stat.S_ISREG(status.st_mode):
+                return f"{relative} has a second name elsewhere."
+    return None
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that an unprivileged writer may still use on the file system of `folder`."""
-    stat = os.statvfs(folder)
-    return stat.f_bavail * stat.f_frsize
+    system = os.statvfs(folder)
+    return system.f_bavail * system.f_frsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -46,10 +47,15 @@ class Lock:
                     os.close(fd)
                     return False
                 time.sleep(self._POLL_S)
+        if os.fstat(fd).st_nlink == 0:
+            # somebody removed the file between our open and our flock: nobody else would meet us there
+            os.close(fd)
+            return self.acquire(note, wait_s=max(0.0, deadline - time.monotonic()))
         self._fd = fd
         _held.add(self)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, note.encode(), 0)
+        with contextlib.suppress(OSError):  # the note is a courtesy; on a full disk the lock holds all the same
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, note.encode(), 0)
         return True
 
     def release(self) -> None:

@@ -24,6 +24,7 @@ class AppendLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._pid = os.getpid()
         with storage_errors("open", path):
             self._fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             self._hash = hashlib.sha256()
@@ -53,7 +54,9 @@ class AppendLog:
         return self._hash.copy().hexdigest()
 
     def append(self, line: bytes) -> None:
-        """Add `line`, which ends with its only newline. Raises StorageError."""
+        """Add `line`, which ends with its only newline. Raises StorageError; RuntimeError in a forked child."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(f"a forked child must not write to {self.path.name}")
         try:
             write_all(self._fd, line, self.path)
         except OSError as error:

@@ -22,7 +22,7 @@ CHUNK_BYTES = 1 << 20
 
 def open_file(path: Path, flags: int) -> int:
     trip("open", str(path))
-    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
 
 
 def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:

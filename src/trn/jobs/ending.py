@@ -9,6 +9,10 @@ that the folder tells one ending, in both places, whenever somebody was there to
     missing        there            the outcome is written from the event
     missing        missing          `crashed` (71), `cancelled` (92) where a SIGINT did it, or `io_error` (74)
 
+A door can be late: stopped with Ctrl-Z while another job took the run up, and perhaps completed it. outcome.json is
+then of that job and is not touched: the late ending goes to reports/outcomes/<job_id>.json, and its event to the end
+of the journal. The order of jobs is therefore that of their first events, never that of their endings.
+
 A job that left nothing in the run's folder was refused, or was stopped before it began: nothing is written for it.
 """
 
@@ -26,11 +30,10 @@ from typing import Any
 from trn.checkpoint.meta import CheckpointMeta, listed_steps, meta_name
 from trn.errors import STATUS, StorageError, exit_code
 from trn.files import Lock, last_line, make_folder, move, write_atomic
-from trn.jobs.observe import outcome_of
+from trn.jobs.observe import checked_id, outcome_of
 from trn.journal import EventLog
 from trn.records import (
     ENDINGS,
-    RUN_ID_PATTERN,
     JobRow,
     JsonError,
     Outcome,
@@ -79,13 +82,24 @@ def settle(row: JobRow, returncode: int, forwarded: Collection[int] = ()) -> End
     journal = _read_journal(run_dir)
     if outcome is None and not _has_begun(run_dir, row.job_id, journal, returncode):
         return _not_begun(run_dir, returncode, forwarded)
-    said = next((event for event in reversed(journal) if _is_ending(event, row.job_id)), None)
-    found = outcome or _outcome(row, journal, said or _crash(returncode, forwarded))
+    crash = _crash(returncode, forwarded)
+    seen = _look(row, len(journal))
+    if seen.is_whole:
+        return _ending(seen.outcome_or(crash))
+    lock = Lock(run_dir / ".lock")
     try:
-        _complete(run_dir, found, write_outcome=outcome is None, write_event=said is None)
+        if not lock.acquire(note=f"pid={os.getpid()} job={row.job_id}", wait_s=_LOCK_WAIT_S):
+            return _ending(seen.outcome_or(crash))
     except StorageError as error:
-        return replace(_ending(found), problem=str(error))
-    return _ending(found)
+        return replace(_ending(seen.outcome_or(crash)), problem=str(error))
+    try:
+        # whatever was read before may be old: another job can have come and gone
+        seen = _look(row, len(journal))
+        if seen.later and not seen.has_traces:
+            return _not_begun(run_dir, returncode, forwarded)
+        return _complete(seen, crash)
+    finally:
+        lock.release()
 
 
 def _ending(outcome: Outcome) -> Ending:
@@ -93,6 +107,53 @@ def _ending(outcome: Outcome) -> Ending:
 
 
 # What the folder says
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the run's folder has of a job: its outcome, its ending event, and the jobs that began after it."""
+
+    row: JobRow
+    journal: list[Json]
+    outcome: Outcome | None
+    said: Json | None
+    later: frozenset[str]
+
+    @property
+    def is_whole(self) -> bool:
+        return self.outcome is not None and self.said is not None
+
+    @property
+    def has_traces(self) -> bool:
+        return self.outcome is not None or any(event.get("job_id") == self.row.job_id for event in self.journal)
+
+    def outcome_or(self, crash: Json) -> Outcome:
+        """The job's outcome; where it has none, one from its ending event, else from `crash`."""
+        return self.outcome or _outcome(self, self.said or crash)
+
+
+def _look(row: JobRow, known: int) -> _Seen:
+    """Read the folder; a job without an event began when the journal had `known` of them."""
+    run_dir = Path(row.run_dir)
+    journal = _read_journal(run_dir)
+    said = next((event for event in reversed(journal) if _is_ending(event, row.job_id)), None)
+    return _Seen(row, journal, outcome_of(run_dir, row.job_id), said, _later_jobs(row, journal, known))
+
+
+def _later_jobs(row: JobRow, journal: list[Json], known: int) -> frozenset[str]:
+    """The jobs whose first event comes after this one's first, and the job of a newer outcome."""
+    firsts: dict[str, int] = {}
+    for index, event in enumerate(journal):
+        if job_id := _job_of(event):
+            firsts.setdefault(job_id, index)
+    begun = firsts.get(row.job_id, known - 1)
+    later = {job_id for job_id, index in firsts.items() if index > begun}
+    current = outcome_of(Path(row.run_dir), "")
+    if current is not None and current.job_id not in {row.job_id, *firsts}:
+        # its door was killed before it wrote the event: only the clock can tell
+        since = str(journal[begun].get("ts", "")) if row.job_id in firsts else row.submitted_at
+        later |= {current.job_id} if current.ended_at > since else set()
+    return frozenset(later)
 
 
 def _is_ending(event: Json, job_id: str) -> bool:
@@ -105,6 +166,12 @@ def _last_event(run_dir: Path) -> Json:
         event = from_json(last_line(run_dir / "reports" / "events.jsonl") or b"{}")
         return event if isinstance(event, dict) else {}
     return {}
+
+
+def _job_of(event: Json) -> str:
+    """The job that wrote the event, "" where it names none."""
+    job_id = event.get("job_id")
+    return job_id if isinstance(job_id, str) else ""
 
 
 def _read_journal(run_dir: Path) -> list[Json]:
@@ -171,41 +238,82 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _outcome(row: JobRow, journal: list[Json], ending: Json) -> Outcome:
-    """An outcome from what the journal has; values that only the runner knew (final, best) stay null."""
-    last = {str(event.get("event")): event for event in journal}
-    first = next((event for event in journal if event.get("job_id") == row.job_id), {})
+def _outcome(seen: _Seen, ending: Json) -> Outcome:
+    """An outcome from what the folder has; values that only the runner knew (final, best) stay null."""
+    row, run_dir = seen.row, Path(seen.row.run_dir)
+    first = next((event for event in seen.journal if event.get("job_id") == row.job_id), {})
+    plan = _plan(seen)
+    budget = plan.get("budget")
+    steps_per_epoch = _whole(budget.get("steps_per_epoch")) if isinstance(budget, dict) else 0
+    step = _whole(ending.get("step")) or (_step_before_later(seen) if seen.later else _count_lines(run_dir))
     return Outcome(
         status=ending["outcome"],
         reason=str(ending.get("reason") or ending["outcome"]),
-        step=_whole(ending.get("step")) or _last_step(Path(row.run_dir)),
+        step=step,
         run_id=row.run_id,
         job_id=row.job_id,
-        epochs_completed=_whole(last["epoch"].get("epoch")) + 1 if "epoch" in last else 0,
-        plan_fingerprint=str(last.get("plan_written", {}).get("fingerprint", "")),
+        epochs_completed=step // steps_per_epoch if steps_per_epoch > 0 else 0,
+        plan_fingerprint=str(plan.get("fingerprint") or ""),
         started_at=str(first.get("ts") or row.started_at or row.submitted_at),
         ended_at=utc_now(),
         resumable=exit_code(ending["outcome"]) != 0,
-        checkpoint=_last_checkpoint(Path(row.run_dir)),
+        checkpoint=_last_checkpoint(run_dir, seen.later),
     )
 
 
-def _last_checkpoint(run_dir: Path) -> Json | None:
-    """The newest checkpoint that was committed; its file is not read."""
+def _plan(seen: _Seen) -> Json:
+    """The plan that the job ran: the run's own, or where a later job may have revised it, the one announced before."""
+    reports = Path(seen.row.run_dir) / "reports"
+    announced = ""
+    for event in seen.journal:
+        if _job_of(event) in seen.later:
+            break
+        if event.get("event") == "plan_written":
+            announced = str(event.get("fingerprint", ""))
+    for path in (reports / "resolved_config.json", *sorted((reports / "plans").glob("*.json"))):
+        with contextlib.suppress(JsonError, OSError):
+            plan = read_json(path)
+            if "fingerprint" in plan and (not seen.later or announced in ("", plan["fingerprint"])):
+                return plan
+    return {"fingerprint": announced}
+
+
+def _last_checkpoint(run_dir: Path, later: Collection[str]) -> Json | None:
+    """The newest checkpoint that was committed, not by a `later` job; its file is not read."""
     folder = run_dir / "checkpoints"
     for step in listed_steps(folder):
         with contextlib.suppress(JsonError, FileNotFoundError):
             meta = CheckpointMeta.read(folder / meta_name(step))
-            return {"file": f"checkpoints/{meta.file}", "sha256": meta.sha256, "step": step}
+            if meta.job_id not in later:
+                return {"file": f"checkpoints/{meta.file}", "sha256": meta.sha256, "step": step}
     return None
 
 
-def _last_step(run_dir: Path) -> int:
-    """The last step that has a line in the metrics, 0 without one."""
-    with contextlib.suppress(JsonError):
-        line = from_json(last_line(run_dir / "reports" / "train_metrics.jsonl") or b"{}")
-        return _whole(line.get("step")) if isinstance(line, dict) else 0
-    return 0
+def _count_lines(run_dir: Path) -> int:
+    """How many whole lines the metrics have, one a step."""
+    count = 0
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        open(run_dir / "reports" / "train_metrics.jsonl", "rb") as stream,
+    ):
+        while block := stream.read(1 << 20):
+            count += block.count(b"\n")
+    return count
+
+
+def _step_before_later(seen: _Seen) -> int:
+    """The last step of a job whose metrics a later one has cut: from its own events, and from what was cut."""
+    steps = [0]
+    next_job = ""
+    for event in seen.journal:
+        if _job_of(event) == seen.row.job_id:
+            steps.append(_whole(event.get("step")))
+        elif _job_of(event) in seen.later:
+            next_job = next_job or _job_of(event)
+            if _job_of(event) == next_job and event.get("event") in ("metrics_cut", "resumed"):
+                is_cut = str(event.get("side_file", "")).startswith("reports/train_metrics.")
+                steps.append(_whole(event.get("from_step")) + (_whole(event.get("lines")) if is_cut else 0))
+    return max(steps)
 
 
 def _whole(value: object) -> int:
@@ -216,30 +324,30 @@ def _whole(value: object) -> int:
 # Writing it down
 
 
-def _complete(run_dir: Path, outcome: Outcome, *, write_outcome: bool, write_event: bool) -> None:
-    """Write what is missing, as the holder of the run's lock; nothing where somebody else holds it."""
-    lock = Lock(run_dir / ".lock")
-    if not lock.acquire(note=f"pid={os.getpid()} job={outcome.job_id}", wait_s=_LOCK_WAIT_S):
-        return
+def _complete(seen: _Seen, crash: Json) -> Ending:
+    """Write what is missing, as the holder of the run's lock."""
+    run_dir, outcome = Path(seen.row.run_dir), seen.outcome_or(crash)
     try:
-        if write_outcome:
-            _publish(run_dir / "reports", outcome)
-        if write_event:
+        if seen.outcome is None:
+            _publish(run_dir / "reports", outcome, is_late=bool(seen.later))
+        if seen.said is None:
             log = EventLog(run_dir / "reports" / "events.jsonl", run_id=outcome.run_id, job_id=outcome.job_id)
             fields = {key: getattr(outcome, key) for key in ("exit_code", "reason", "step")}
             log.emit(ending_of(outcome.status), outcome=outcome.status, **fields)
             log.close()
-    finally:
-        lock.release()
+    except StorageError as error:
+        return replace(_ending(outcome), problem=str(error))
+    return _ending(outcome)
 
 
-def _publish(reports: Path, outcome: Outcome) -> None:
-    """Make it the run's outcome; the one of an earlier job moves aside under that job's id."""
+def _publish(reports: Path, outcome: Outcome, *, is_late: bool) -> None:
+    """Make it the run's outcome; the one of an earlier job moves aside under that job's id.
+
+    Where it is late, it goes aside itself: outcome.json is then a later job's, or that job's to write.
+    """
     current = reports / "outcome.json"
-    try:
-        earlier = Outcome.from_json(read_json(current)).job_id
-    except (FileNotFoundError, JsonError):
-        earlier = ""
-    if RUN_ID_PATTERN.fullmatch(earlier):
-        move(current, make_folder(reports / "outcomes") / f"{earlier}.json")
+    if is_late:
+        current = make_folder(reports / "outcomes") / f"{checked_id(outcome.job_id)}.json"
+    elif earlier := outcome_of(reports.parent, ""):
+        move(current, make_folder(reports / "outcomes") / f"{earlier.job_id}.json")
     write_atomic(current, pretty_json(outcome.to_json()))

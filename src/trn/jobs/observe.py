@@ -20,12 +20,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from trn.errors import StorageError
 from trn.files import is_locked, remove
 from trn.jobs.store import Store
 from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, JobRow, JsonError, Outcome, read_json, utc_now
 
 __all__ = [
     "OPEN_STATES",
+    "checked_id",
     "launch_lock",
     "observe",
     "outcome_of",
@@ -44,7 +46,19 @@ _HOLDER = re.compile(r"\bjob=(\S+)")
 
 def launch_lock(runs_dir: Path, job_id: str) -> Path:
     """The lock that a foreground door holds from before its job's row exists until after the row has its end."""
-    return runs_dir / ".trn" / "launch" / f"{job_id}.lock"
+    return runs_dir / ".trn" / "launch" / f"{checked_id(job_id)}.lock"
+
+
+def is_id(job_id: str) -> bool:
+    """Whether it may be a part of a path; ids are read from files that anybody may have written."""
+    return RUN_ID_PATTERN.fullmatch(job_id) is not None
+
+
+def checked_id(job_id: str) -> str:
+    """The id, for use in a path. Raises StorageError for one that could lead elsewhere."""
+    if not is_id(job_id):
+        raise StorageError(f"this is no job id: {job_id[:80]!r}.")
+    return job_id
 
 
 def observe(row: JobRow, runs_dir: Path) -> JobRow:
@@ -69,8 +83,10 @@ def observe(row: JobRow, runs_dir: Path) -> JobRow:
 
 def _is_attended(runs_dir: Path, job_id: str) -> bool:
     """Whether the job's door is there, or its run's folder is still being made."""
+    if not is_id(job_id):
+        return False
     locks = (launch_lock(runs_dir, job_id), runs_dir / ".trn" / "staging" / job_id / ".lock")
-    return job_id != "" and any(is_locked(lock) is not None for lock in locks)
+    return any(is_locked(lock) is not None for lock in locks)
 
 
 def _holder(run_dir: Path) -> str | None:
@@ -82,7 +98,7 @@ def _holder(run_dir: Path) -> str | None:
     if note is None:
         return None
     found = _HOLDER.search(note)
-    return found[1] if found else ""
+    return found[1] if found and is_id(found[1]) else ""
 
 
 def _ended(row: JobRow, outcome: Outcome) -> JobRow:
@@ -100,12 +116,13 @@ def _ended(row: JobRow, outcome: Outcome) -> JobRow:
 def outcome_of(run_dir: Path, job_id: str) -> Outcome | None:
     """How the job ended, from the run's folder; with job id "" how the run's last job did. None: no whole outcome."""
     reports = run_dir / "reports"
-    for path in (reports / "outcome.json", reports / "outcomes" / f"{job_id}.json"):
+    paths = [reports / "outcome.json", *([reports / "outcomes" / f"{job_id}.json"] if is_id(job_id) else [])]
+    for path in paths:
         try:
             outcome = Outcome.from_json(read_json(path))
         except (FileNotFoundError, NotADirectoryError, JsonError):
             continue
-        if job_id in (outcome.job_id, ""):
+        if is_id(outcome.job_id) and job_id in (outcome.job_id, ""):
             return outcome
     return None
 
@@ -157,6 +174,7 @@ def record_lost(store: Store) -> list[JobRow]:
             ended_at=seen.ended_at or utc_now(),
         )
         if moved is not None:
-            remove(launch_lock(store.runs_dir, row.job_id))
+            if is_id(row.job_id):
+                remove(launch_lock(store.runs_dir, row.job_id))
             recorded.append(moved)
     return recorded

@@ -34,7 +34,7 @@ class EventLog:
             "seq": self.seq + 1,
             "ts": utc_now(),
         }
-        self._log.append(json_line(head | fields))
+        self._log.append(json_line(head | fields | head))
         self.seq += 1
         if event in ENDINGS:
             self.sync()

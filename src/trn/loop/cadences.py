@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from trn.loop.loop import Parts
     from trn.loop.progress import Progress
+    from trn.loop.stop import StopRequest
 
-__all__ = ["checkpoint", "every", "is_checkpoint_due", "is_evaluation_due", "report_refusal", "settle"]
+__all__ = ["call_hook", "checkpoint", "every", "is_checkpoint_due", "is_evaluation_due", "report_refusal", "settle"]
 
 _NO_ROWS, _NO_PASSES = np.empty(0, np.int64), np.empty(0, np.int32)
 _SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -64,6 +65,17 @@ def report_refusal(events: EventLog, error: NumericalInstability, row_ids: list[
     )
 
 
+def call_hook(parts: Parts, name: str, hook: Callable[[], Any]) -> Any:
+    """What the hook gives. Raises TrainerError for whatever its code raises, Stopped at a second SIGINT."""
+    try:
+        with parts.stop.breaking_off():
+            return hook()
+    except (TrnError, MemoryError):
+        raise
+    except BaseException as error:
+        raise TrainerError(f"{type(error).__name__}: {error}", where=f"{name} at step {parts.ctx.step}") from error
+
+
 def settle(parts: Parts, progress: Progress) -> None:
     """Evaluate and sample where the current step asks for it; a stop leaves the step unsettled, for the resume."""
     if progress.settled == progress.step:
@@ -86,15 +98,22 @@ def settle(parts: Parts, progress: Progress) -> None:
 
 def checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
     """Take the whole state now; it is committed beside the loop."""
+    streams = rng.capture()
+    state = call_hook(parts, "state_dict", lambda: parts.trainer.state_dict(parts.state))
+    rng.restore(streams)  # a hook that draws must not make a run depend on how often it is saved
+    if not isinstance(state, dict):
+        raise TrainerError(
+            f"expected a dict, found {type(state).__name__}.", where=f"state_dict at step {progress.step}"
+        )
     parts.saver.save(
-        parts.trainer.state_dict(parts.state),
+        state,
         Moment(
             step=progress.step,
             epoch=parts.ctx.epoch,
             metrics=deterministic_part(last_line),
             journal={log.path.name: log.position for log in (parts.metrics, parts.val_metrics)},
             progress=progress.to_json(),
-            rng=[rng.capture()],
+            rng=[streams],
             best_step=progress.best_step,
         ),
     )
@@ -104,28 +123,40 @@ class _Interrupted(Exception):
     """A stop was requested between two validation batches."""
 
 
-def _until_stopped(batches: Iterable[pa.RecordBatch], parts: Parts) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        if parts.stop.requested():
-            raise _Interrupted
-        yield batch
+class _UntilStopped:
+    """Validation batches until a stop is requested; `interrupted` says so, whatever the hook makes of the exception."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], stop: StopRequest) -> None:
+        self._batches, self._stop = batches, stop
+        self.interrupted = False
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._batches:
+            if self._stop.requested():
+                self.interrupted = True
+                raise _Interrupted
+            yield batch
 
 
 def _evaluate(parts: Parts, progress: Progress) -> bool:
     """Whether the evaluation came to its end; its line is then in the journal and the best is up to date."""
     step, plan = progress.step, parts.plan
     assert parts.validation is not None, "an evaluation is due only where the plan has validation data"
+    batches = _UntilStopped(parts.validation(), parts.stop)
+    evaluate: Any = parts.trainer.evaluate  # type: ignore[attr-defined]  # the plan refuses validation without it
     try:
         with rng.isolated(derived_seed(plan.seed, "evaluate", step)):
-            given = parts.trainer.evaluate(  # type: ignore[attr-defined]  # the plan refuses validation without it
-                _until_stopped(parts.validation(), parts), parts.state, parts.ctx
-            )
-    except _Interrupted:
+            given = call_hook(parts, "evaluate", lambda: evaluate(batches, parts.state, parts.ctx))
+    except TrainerError:
+        if not batches.interrupted:
+            raise
+        given = {}
+    if batches.interrupted:
         return False
-    except TrnError:
-        raise
-    except Exception as error:  # a trainer may raise anything
-        raise TrainerError(f"{type(error).__name__}: {error}", where=f"evaluate after step {step}") from error
+    if not isinstance(given, Mapping):
+        raise TrainerError(
+            f"expected metrics by name, found {type(given).__name__}.", where=f"evaluate after step {step}"
+        )
     try:
         metrics = finite_metrics(step, given)
     except NumericalInstability as error:
@@ -155,13 +186,10 @@ def _sample(parts: Parts, step: int) -> None:
     sample: Any = getattr(parts.trainer, "sample", None)
     if sample is None:
         return
-    try:
-        with rng.isolated(derived_seed(parts.plan.seed, "sample", step)):
-            given = sample(parts.state, parts.ctx)
-    except TrnError:
-        raise
-    except Exception as error:  # a trainer may raise anything
-        raise TrainerError(f"{type(error).__name__}: {error}", where=f"sample after step {step}") from error
+    with rng.isolated(derived_seed(parts.plan.seed, "sample", step)):
+        given = call_hook(parts, "sample", lambda: sample(parts.state, parts.ctx))
+    if not isinstance(given, Mapping) or not all(isinstance(one, (str, bytes)) for one in given.values()):
+        raise TrainerError("expected text or bytes by file name.", where=f"sample after step {step}")
     paths = []
     for name, content in given.items():
         if not _SAMPLE_NAME.fullmatch(name):

@@ -7,13 +7,13 @@ from typing import Any
 
 from trn.errors import TrainerError
 from trn.gates import require_finite
-from trn.records import STEP_KEYS, Json
+from trn.records import EVENT_HEAD, STEP_KEYS, Json
 
 __all__ = ["finite_metrics", "step_line"]
 
 _ALIASES = {"loss": "train_loss", "learning_rate": "lr", "train_lr": "lr"}
 _TRAINERS_OWN = frozenset({"train_loss", "lr", "grad_norm"})
-_OURS = frozenset(STEP_KEYS) - _TRAINERS_OWN
+_OURS = (frozenset(STEP_KEYS) | EVENT_HEAD) - _TRAINERS_OWN
 
 
 def finite_metrics(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -25,7 +25,9 @@ def finite_metrics(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     plain: dict[str, float] = {}
     for name, given in metrics.items():
         name = _ALIASES.get(name, name)
-        value = given.item() if hasattr(given, "item") else given
+        value = _plain(name, given)
+        if name in plain:
+            raise TrainerError("it is given twice, under a name and its alias.", where=f"metric {name!r}")
         if type(value) not in (float, int) or name in _OURS:
             found = f"a {type(value).__name__}" if name not in _OURS else "a name that the journal fills itself"
             raise TrainerError(
@@ -33,6 +35,17 @@ def finite_metrics(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
             )
         plain[name] = require_finite(step, name, value)
     return plain
+
+
+def _plain(name: str, given: Any) -> Any:
+    if not isinstance(name, str):
+        raise TrainerError(f"expected text, found {name!r}.", where="the name of a metric")
+    if not hasattr(given, "item"):
+        return given
+    try:
+        return given.item()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TrainerError("expected one number, found a tensor of several.", where=f"metric {name!r}") from error
 
 
 def step_line(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trn.checkpoint.saver import Saver
-from trn.errors import DataExhausted, NumericalInstability, TrainerError, TrnError
+from trn.errors import DataExhausted, NumericalInstability, Stopped, TrainerError
 from trn.feed import Feed, RawBatch
 from trn.journal import EventLog, MetricsLog
-from trn.loop.cadences import checkpoint, every, is_checkpoint_due, report_refusal, settle
+from trn.loop.cadences import call_hook, checkpoint, every, is_checkpoint_due, report_refusal, settle
 from trn.loop.lines import finite_metrics, step_line
 from trn.loop.progress import Progress
-from trn.loop.stop import StopRequest
+from trn.loop.stop import AT_ONCE, StopRequest
 from trn.records import Json, deterministic_part
 from trn.spec.plan_model import Plan
-from trn.trainer import Context, StepResult, Trainer
+from trn.trainer import Context, Control, StepResult, Trainer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +75,7 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
             parts.saver.mark_best(progress.step)
     while True:
         announce(parts.saver, events)
-        if parts.stop.requested() or progress.step == max_steps:
+        if parts.stop.requested() or progress.step >= max_steps:
             break
 
         began_s = time.perf_counter()
@@ -120,33 +121,41 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
 
     if parts.stop.outcome is not None:
         events.emit("stop_requested", reason=parts.stop.reason)
+    if parts.stop.at_once:
+        raise Stopped("cancelled", AT_ONCE)
     if saved != progress.step:
         checkpoint(parts, progress, last_line)
     parts.saver.wait()
     announce(parts.saver, events)
-    if progress.step == max_steps and progress.settled == max_steps:
+    if progress.step >= max_steps and progress.settled == progress.step:
         return Ending("completed", f"all {max_steps} steps of the budget are made")
     assert parts.stop.outcome is not None, "the loop ends with its budget or with a request"
     return Ending(parts.stop.outcome, parts.stop.reason)
 
 
 def make_step(parts: Parts, raw: RawBatch) -> StepResult:
-    """The trainer's part of a step. Raises TrainerError for whatever its code raises."""
+    """The trainer's part of a step. Raises TrainerError for whatever its code raises, or returns that is no result."""
+    trainer, state, ctx = parts.trainer, parts.state, parts.ctx
+    result: Any = call_hook(
+        parts, "train_step", lambda: trainer.train_step(trainer.prepare_batch(raw.record_batch, state, ctx), state, ctx)
+    )
+    where = f"step {ctx.step}"
+    metrics, control = getattr(result, "metrics", None), getattr(result, "control", None)
+    if not isinstance(metrics, Mapping):
+        raise TrainerError(f"train_step returned {type(result).__name__}; expected a StepResult.", where=where)
+    if not (control is None or isinstance(control, Control)):
+        raise TrainerError(f"control is a {type(control).__name__}; expected a Control.", where=where)
+    return StepResult(metrics, control=control, tokens=_whole(getattr(result, "tokens", None), where))
+
+
+def _whole(tokens: Any, where: str) -> int | None:
     try:
-        batch = parts.trainer.prepare_batch(raw.record_batch, parts.state, parts.ctx)
-        result: Any = parts.trainer.train_step(batch, parts.state, parts.ctx)
-    except (TrnError, MemoryError):
-        raise
-    except Exception as error:  # a trainer may raise anything
-        raise TrainerError(f"{type(error).__name__}: {error}", where=f"step {parts.ctx.step}") from error
-    if isinstance(result, StepResult):
-        return result
-    if not hasattr(result, "metrics"):
-        raise TrainerError(
-            f"train_step returned {type(result).__name__}; expected a StepResult.", where=f"step {parts.ctx.step}"
-        )
-    # anything that has metrics is taken, as the contract says
-    return StepResult(result.metrics, control=getattr(result, "control", None), tokens=getattr(result, "tokens", None))
+        number = None if tokens is None else operator.index(tokens.item() if hasattr(tokens, "item") else tokens)
+    except (TypeError, RuntimeError, ValueError):
+        number = -1
+    if number is not None and number < 0:
+        raise TrainerError(f"tokens is {tokens!r}; expected a whole number, or None.", where=where)
+    return number
 
 
 def announce(saver: Saver, events: EventLog) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from trn.records import Json
+from trn.records import Json, JsonError
 
 __all__ = ["Progress"]
 
@@ -32,6 +32,15 @@ class Progress:
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
+        """Raises JsonError for missing, unknown or ill-typed fields."""
+        if set(value) != set(cls.__dataclass_fields__):
+            raise JsonError("progress: its keys are not those of this version")
+        numbers = (value["step"], value["settled"], 0 if value["tokens_seen"] is None else value["tokens_seen"])
+        records = (value["cursor"], value["best"], value["validation"])
+        if not all(type(one) is int and one >= 0 for one in numbers) or not all(
+            one is None or isinstance(one, dict) for one in records
+        ):
+            raise JsonError("progress: a field is of the wrong type")
         return cls(**value)
 
     @property

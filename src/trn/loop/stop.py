@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 
-__all__ = ["StopRequest"]
+from trn.errors import Stopped
+
+__all__ = ["AT_ONCE", "StopRequest"]
+
+AT_ONCE = "a second SIGINT was received: ended at once, without a checkpoint"
 
 
 class StopRequest:
@@ -17,6 +23,10 @@ class StopRequest:
     def __init__(self, *, door_pid: int | None = None, max_runtime_s: float = 0.0) -> None:
         self.outcome: str | None = None
         self.reason = ""
+        self.at_once = False
+        """Asked a second time: do not even save."""
+        self.breakable = False
+        """Whether an exception may be raised right now: inside a trainer's hooks, never while anything is written."""
         self._door_pid = door_pid
         self._deadline_s = time.monotonic() + max_runtime_s if max_runtime_s else None
 
@@ -30,12 +40,24 @@ class StopRequest:
             self.outcome, self.reason = outcome, reason
 
     def requested(self) -> bool:
+        """Whether to stop; looks at the door and the clock, and remembers what it saw."""
         if self.outcome is None:
             if self._door_pid is not None and os.getppid() != self._door_pid:
                 self.ask("preempted", "the process that started this run is gone")
             elif self._deadline_s is not None and time.monotonic() >= self._deadline_s:
                 self.ask("time_limit", "limits.max_runtime_seconds is over")
         return self.outcome is not None
+
+    @contextlib.contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """Inside, a second SIGINT raises Stopped at once."""
+        if self.at_once:
+            raise Stopped("cancelled", AT_ONCE)
+        self.breakable = True
+        try:
+            yield
+        finally:
+            self.breakable = False
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake within 50 ms of a request."""

@@ -11,5 +11,15 @@ from trn.plan.device import torch_device
 from trn.plan.params import make_params
 from trn.plan.planner import make_plan, use_spec_folder
 from trn.plan.publish import publish_run
+from trn.plan.versions import NOT_LIBRARIES, versions_here
 
-__all__ = ["make_params", "make_plan", "plan_order", "publish_run", "torch_device", "use_spec_folder"]
+__all__ = [
+    "NOT_LIBRARIES",
+    "make_params",
+    "make_plan",
+    "plan_order",
+    "publish_run",
+    "torch_device",
+    "use_spec_folder",
+    "versions_here",
+]

@@ -16,8 +16,9 @@ from trn.plan.data import plan_data, plan_validation
 from trn.plan.device import torch_device
 from trn.plan.optimization import plan_checkpoint, plan_optimization
 from trn.plan.params import make_params
+from trn.plan.versions import versions_here
 from trn.provenance import secret_paths
-from trn.provenance.code import code_sha256, library_versions
+from trn.provenance.code import code_sha256
 from trn.ranks import World
 from trn.spec import LoadedSpec, Spec
 from trn.spec.plan_model import Plan, TrainerPlan
@@ -67,11 +68,14 @@ def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) 
         sample_every=spec.sample_every,
         checkpoint=checkpoint,
         max_runtime_s=float(spec.limits.max_runtime_seconds),
-        versions=library_versions(getattr(trainer, "libraries", ())),
+        versions=versions_here(getattr(trainer, "libraries", ())),
         owner=spec.owner,
         release_ref=spec.release_ref,
     )
     _refuse_secrets(plan)
+    if make_params(trainer, plan.trainer.params) != params:
+        raise PlanRefused("they are not the same after they were written down: only JSON values may stand in them.",
+                          where="hyperparams")  # fmt: skip
     return plan.sealed(), trainer
 
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from trn.errors import PlanRefused
+from trn.errors import PlanRefused, StorageError
 from trn.files import Lock, is_locked, make_folder, publish_folder, remove_tree, write_atomic
 from trn.spec.plan_model import Plan
 
@@ -26,11 +26,13 @@ def publish_run(plan: Plan, artifacts: Mapping[str, bytes], *, job_id: str, note
     """
     target = Path(plan.run_dir)
     refuse_taken(target)
-    _clear_dead(Path(plan.runs_dir) / _STAGING)
-    staged = make_folder(Path(plan.runs_dir) / _STAGING / job_id)
-    lock = Lock(staged / LOCK_NAME)
-    try:
+    staging = make_folder(Path(plan.runs_dir) / _STAGING)
+    with Lock(staging.with_name("staging.lock")):  # nobody clears a folder between its making and its locking
+        _clear_dead(staging)
+        staged = make_folder(staging / job_id)
+        lock = Lock(staged / LOCK_NAME)
         lock.acquire(note)
+    try:
         for name in _FOLDERS:
             make_folder(staged / name)
         for name, content in {**artifacts, PLAN_NAME: plan.to_bytes()}.items():
@@ -39,7 +41,7 @@ def publish_run(plan: Plan, artifacts: Mapping[str, bytes], *, job_id: str, note
             refuse_taken(target)
     except BaseException:
         lock.release()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageError):
             remove_tree(staged)
         raise
     return lock

@@ -12,12 +12,14 @@ import torch
 from trn.devices import keep_freed_memory
 from trn.errors import ResumeRefused
 from trn.files import make_folder, write_atomic
+from trn.plan import NOT_LIBRARIES
 from trn.plan.publish import PLAN_NAME
 from trn.provenance import (
     Accelerator,
     Device,
     StartupFacts,
     TorchFacts,
+    make_redactor,
     resumed_run_meta,
     startup_artifacts,
     validate_run_meta,
@@ -27,7 +29,7 @@ from trn.records import utc_now
 from trn.spec import Source
 from trn.spec.plan_model import Plan
 
-__all__ = ["prepare_torch", "publish_revision", "record_resume", "require_run_meta", "start_artifacts"]
+__all__ = ["prepare_torch", "publish_revision", "record_resume", "require_run_meta", "safe_text", "start_artifacts"]
 
 RUN_META_NAME = "reports/run_meta.json"
 
@@ -79,6 +81,11 @@ def publish_revision(plan: Plan, revised: Plan, *, sources: Sequence[Source]) ->
     write_atomic(run_dir / "reports/config_resolved.yaml", config_resolved_yaml(revised.to_json()))
 
 
+def safe_text(plan: Plan, job_id: str, text: str) -> str:
+    """`text` as it may be written down: no secret that this process knows, and nothing that is not UTF-8."""
+    return make_redactor(_facts(plan, job_id, ())).text(text.encode(errors="backslashreplace").decode())
+
+
 def _facts(plan: Plan, job_id: str, sources: Sequence[Source]) -> StartupFacts:
     module_file = getattr(sys.modules[plan.trainer.module], "__file__", None)
     return StartupFacts(
@@ -92,7 +99,7 @@ def _facts(plan: Plan, job_id: str, sources: Sequence[Source]) -> StartupFacts:
         environ=dict(os.environ),
         sources=[(source.path, source.data) for source in sources],
         torch=_torch_facts(plan),
-        libraries=tuple(name for name in plan.versions if name not in ("python", "trn")),
+        libraries=tuple(name for name in plan.versions if name not in NOT_LIBRARIES),
     )
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from trn.errors import ResumeRefused, UsageError
 from trn.feed import Dataset, check_unchanged
-from trn.plan import make_plan, use_spec_folder
-from trn.provenance.code import code_sha256, library_versions
+from trn.plan import NOT_LIBRARIES, make_plan, use_spec_folder, versions_here
+from trn.provenance.code import code_sha256
 from trn.ranks import World
 from trn.records import Json
 from trn.spec import LoadedSpec
@@ -89,7 +89,7 @@ def compare_with_world(plan: Plan) -> tuple[Plan, Trainer]:
     """The run's plan with the code and the libraries that are here now, and the trainer. Raises DataError."""
     use_spec_folder(Path(plan.spec_folder))
     trainer = load_trainer(plan.trainer.name)
-    versions = library_versions(name for name in plan.versions if name not in ("python", "trn"))
+    versions = versions_here(tuple(name for name in plan.versions if name not in NOT_LIBRARIES))
     code = plan.trainer.model_copy(update={"code_sha256": code_sha256(type(trainer).__module__)})
     for part in (plan.dataset, plan.validation):
         if part is not None:
@@ -112,7 +112,9 @@ def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan,
             f"it is not the same any more: {'; '.join(map(str, refused))}.", where=plan.run_dir, hint=_hint(refused)
         )
     if not differences:
-        return plan, ()
+        # the same run, but code and data may lie elsewhere now
+        here = ("config_path", "base_config_path", "spec_folder", "dataset", "validation")
+        return plan.model_copy(update={key: getattr(wanted, key) for key in here}), ()
     changes = {
         "revision": plan.revision + 1,
         "earlier_fingerprints": [*plan.earlier_fingerprints, plan.fingerprint],

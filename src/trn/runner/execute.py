@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trn.checkpoint import rng
+from trn.checkpoint.discover import Found, find_newest_good
 from trn.checkpoint.saver import Saver
-from trn.errors import STATUS, Stopped, StorageError, TrainerError, TrnError
-from trn.feed import Cursor, Dataset, Feed, read_sequential
+from trn.errors import STATUS, ResumeRefused, Stopped, TrainerError, TrnError
+from trn.feed import Cursor, Dataset, Feed, check_unchanged, read_sequential
 from trn.feed.tensors import to_tensors
 from trn.files import Lock
 from trn.journal import EventLog, MetricsLog
@@ -25,10 +25,12 @@ from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
 from trn.plan import make_params, plan_order, torch_device
 from trn.records import Outcome, utc_now
-from trn.runner.artifacts import record_resume, require_run_meta
+from trn.runner.artifacts import publish_revision, record_resume, require_run_meta, safe_text
+from trn.runner.console import say
 from trn.runner.contract import Difference
 from trn.runner.outcome import archive_outcome, publish_outcome
-from trn.runner.restore import Restored, apply_state, is_announced, restore_folder
+from trn.runner.restore import Restored, announced_steps, apply_state, is_announced, restore_folder
+from trn.spec import Source
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer
 
@@ -38,6 +40,26 @@ if TYPE_CHECKING:
 __all__ = ["Job", "execute"]
 
 
+@dataclass
+class Resume:
+    """What a resume finds in the folder, and what it has to put in order before the run goes on."""
+
+    published: Plan
+    """The plan as it lies on disk."""
+    sources: Sequence[Source] = ()
+    """The spec's files, where the resume came with a spec."""
+    before: Outcome | None = None
+    """How the job before this one ended, where it came to an end."""
+    run_meta: bytes = b""
+
+    def settle(self, plan: Plan) -> None:
+        """Put the outcome before aside and the revised plan in its place. Raises StorageError."""
+        if self.before is not None:
+            archive_outcome(Path(plan.run_dir), self.before)
+        if plan.revision != self.published.revision:
+            publish_revision(self.published, plan, sources=self.sources)
+
+
 @dataclass(frozen=True)
 class Job:
     """One request to bring a run forward."""
@@ -45,9 +67,8 @@ class Job:
     plan: Plan
     trainer: Trainer
     job_id: str
-    is_resume: bool
-    before: Outcome | None = None
-    """How the job before this one ended, where it came to an end."""
+    resume: Resume | None = None
+    """What is taken up; None for a new run."""
     changes: tuple[Difference, ...] = ()
     """What this job's revision of the plan changed."""
 
@@ -76,36 +97,61 @@ class _Journal:
 def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
     """Run the job under its held lock; returns the exit status. The outcome on disk says the same.
 
-    Raises TrnError only where no outcome can be written: when the disk refuses, or when a resume is refused.
+    Raises TrnError only where no outcome can be written: when the disk refuses, or when a resume is refused, which
+    then has changed nothing.
     """
-    plan, started_at = job.plan, utc_now()
-    run_meta = require_run_meta(Path(plan.run_dir)) if job.is_resume else b""
+    plan, started_at, owner = job.plan, utc_now(), os.getpid()
+    found = require_resumable(job) if job.resume is not None else None
     stop.limit_runtime(plan.max_runtime_s)
+    if job.resume is not None:
+        job.resume.settle(plan)
     journal = _Journal.open(plan, job.job_id)
-    if job.is_resume:
-        restored = restore_folder(plan, job.job_id, journal.events, journal.metrics, journal.val_metrics)
-        if job.before is not None:
-            archive_outcome(Path(plan.run_dir), job.before)
-        record_resume(plan, run_meta, job_id=job.job_id, from_step=restored.progress.step)
-    else:
-        restored = Restored(None, Progress(), {})
-    if not is_announced(plan):
-        changes = [{"key": one.key, "was": one.was, "now": one.now} for one in job.changes]
-        journal.events.emit("plan_written", fingerprint=plan.fingerprint, revision=plan.revision, changes=changes)
-    journal.events.emit("job_started", pid=os.getpid(), resume=job.is_resume)
+    restored = Restored(None, Progress(), {})
+    if job.resume is not None and found is not None:
+        restored = restore_folder(plan, found, job.job_id, journal.events, journal.metrics, journal.val_metrics)
+        record_resume(plan, job.resume.run_meta, job_id=job.job_id, from_step=restored.progress.step)
+    _announce(job, journal.events)
     progress = restored.progress
     ending = _attempt(partial(_train, job, journal, restored, stop))
+    if os.getpid() != owner:
+        os._exit(1)  # a child that the trainer forked and that came out of the loop: the run is its parent's
+    journal.sync()
     publish_outcome(
         plan,
         job_id=job.job_id,
         status=ending.status,
-        reason=ending.reason,
+        reason=safe_text(plan, job.job_id, ending.reason),
         progress=progress,
         events=journal.events,
         started_at=started_at,
     )
     lock.release()
     return STATUS[ending.status].exit
+
+
+def require_resumable(job: Job) -> Found:
+    """The checkpoint to go on from. Raises what a resume is refused with, before anything is changed."""
+    assert job.resume is not None, "asked only of a resume"
+    plan, run_dir = job.plan, Path(job.plan.run_dir)
+    job.resume.run_meta = require_run_meta(run_dir)
+    found = find_newest_good(run_dir, lineage=plan.lineage, announced=announced_steps(run_dir))
+    if found.meta is not None and found.meta.step > plan.budget.max_steps:
+        raise ResumeRefused(
+            f"the run stands at step {found.meta.step}, beyond a budget of {plan.budget.max_steps}.",
+            where="max_steps",
+        )
+    return found
+
+
+def _announce(job: Job, events: EventLog) -> None:
+    plan = job.plan
+    if not is_announced(plan):
+        changes = [{"key": one.key, "was": one.was, "now": one.now} for one in job.changes]
+        events.emit("plan_written", fingerprint=plan.fingerprint, revision=plan.revision, changes=changes)
+    events.emit("job_started", pid=os.getpid(), resume=job.resume is not None)
+    for part in (plan.dataset, plan.validation):
+        if part is not None and (touched := check_unchanged(Dataset.from_json(part.data))):
+            events.emit("data_touched", files=list(touched))
 
 
 def _attempt(work: Callable[[], Ending]) -> Ending:
@@ -117,11 +163,11 @@ def _attempt(work: Callable[[], Ending]) -> Ending:
     except TrnError as error:
         memory = _out_of_memory(error.__cause__)
         if isinstance(error, TrainerError) and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
-        print(error, file=sys.stderr)
+            say("".join(traceback.format_exception(error.__cause__)).rstrip())
+        say(str(error))
         return Ending("out_of_memory" if memory else error.code, str(error))
     except BaseException as error:  # noqa: BLE001 - the boundary of the process: the failure is named in the outcome
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip())
         reason = f"{type(error).__name__}: {error}"
         return Ending("out_of_memory" if _out_of_memory(error) else "crashed", reason)
 
@@ -135,7 +181,7 @@ def _train(job: Job, journal: _Journal, restored: Restored, stop: StopRequest) -
     plan, trainer, progress = job.plan, job.trainer, restored.progress
     ctx = _make_context(plan, trainer, stop)
     rng.seed_all(plan.seed)
-    state = _configure(trainer, ctx)
+    state = _configure(trainer, ctx, stop)
     if restored.meta is not None:
         apply_state(plan, restored.meta, trainer, state, ctx)
     saver = Saver(
@@ -161,22 +207,28 @@ def _train(job: Job, journal: _Journal, restored: Restored, stop: StopRequest) -
         stop=stop,
     )
     journal.events.emit("started", step=progress.step, max_steps=plan.budget.max_steps)
+    ended = False
     try:
-        return train(parts, progress, restored.last_line)
+        ending = train(parts, progress, restored.last_line)
+        ended = True
+        return ending
     finally:
         feed.close()
-        _finish_saving(saver, journal)
+        _finish_saving(saver, journal, must_hold=ended)
 
 
-def _finish_saving(saver: Saver, journal: _Journal) -> None:
-    """Let a save that is in flight come to its end, also when the loop failed: it is of an earlier, good step."""
+def _finish_saving(saver: Saver, journal: _Journal, *, must_hold: bool) -> None:
+    """Let a save that is in flight come to its end, also when the loop failed: it is of an earlier, good step.
+
+    What goes wrong here then must not hide why the loop failed.
+    """
     try:
         saver.wait()
         announce(saver, journal.events)
-    except StorageError as error:
-        if sys.exc_info()[0] is None:
+    except TrnError as error:
+        if must_hold:
             raise
-        print(error, file=sys.stderr)
+        say(str(error))
 
 
 def _make_context(plan: Plan, trainer: Trainer, stop: StopRequest) -> Context:
@@ -190,13 +242,14 @@ def _make_context(plan: Plan, trainer: Trainer, stop: StopRequest) -> Context:
     )
 
 
-def _configure(trainer: Trainer, ctx: Context) -> Any:
+def _configure(trainer: Trainer, ctx: Context, stop: StopRequest) -> Any:
     try:
-        trainer.setup(ctx)
-        return trainer.configure(ctx)
+        with stop.breaking_off():
+            trainer.setup(ctx)
+            return trainer.configure(ctx)
     except (TrnError, MemoryError):
         raise
-    except Exception as error:  # a trainer may raise anything
+    except BaseException as error:
         raise TrainerError(f"{type(error).__name__}: {error}", where="setup or configure") from error
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trn.checkpoint import rng
-from trn.checkpoint.discover import find_newest_good, load_payload, set_aside_later
+from trn.checkpoint.discover import Found, load_payload, set_aside_later
 from trn.checkpoint.meta import CheckpointMeta
-from trn.errors import ResumeRefused
+from trn.errors import ResumeRefused, TrnError
 from trn.files import sweep
 from trn.journal import EventLog, MetricsLog
 from trn.loop.progress import Progress
@@ -17,7 +17,7 @@ from trn.records import EMPTY, Json, JsonError, read_lines
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer
 
-__all__ = ["Restored", "apply_state", "is_announced", "restore_folder"]
+__all__ = ["Restored", "announced_steps", "apply_state", "is_announced", "restore_folder"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,11 @@ class Restored:
     last_line: Json
 
 
-def restore_folder(plan: Plan, job_id: str, events: EventLog, metrics: MetricsLog, val_metrics: MetricsLog) -> Restored:
-    """Choose the checkpoint, cut the metrics back to it, set later files aside; says each in an event.
-
-    Raises NoGoodCheckpoint before anything is changed.
-    """
+def restore_folder(
+    plan: Plan, found: Found, job_id: str, events: EventLog, metrics: MetricsLog, val_metrics: MetricsLog
+) -> Restored:
+    """Cut the metrics back to the checkpoint that was found and set later files aside; says each in an event."""
     run_dir = Path(plan.run_dir)
-    found = find_newest_good(run_dir, lineage=plan.lineage, announced=_announced(run_dir))
     for file, reason in found.rejected:
         events.emit("checkpoint_rejected", file=file, reason=reason)
     meta = found.meta
@@ -54,17 +52,19 @@ def restore_folder(plan: Plan, job_id: str, events: EventLog, metrics: MetricsLo
 
 def apply_state(plan: Plan, meta: CheckpointMeta, trainer: Trainer, state: Any, ctx: Context) -> None:
     """Give the trainer its state back, then every random stream. Raises ResumeRefused when a part is missing."""
-    payload = load_payload(Path(plan.run_dir), meta)
-    missing = {"trainer", "progress", "rng"} - set(payload)
-    if missing or payload["progress"] != meta.progress or len(payload["rng"]) <= ctx.rank:
-        raise ResumeRefused("its parts and its meta do not fit together.", where=f"checkpoints/{meta.file}")
+    where = f"checkpoints/{meta.file}"
     try:
+        payload = load_payload(Path(plan.run_dir), meta)
+        missing = {"trainer", "progress", "rng"} - set(payload)
+        if missing or payload["progress"] != meta.progress or len(payload["rng"]) <= ctx.rank:
+            raise ResumeRefused("its parts and its meta do not fit together.", where=where)
         trainer.load_state_dict(state, payload["trainer"], ctx)
-    except Exception as error:  # a trainer may raise anything
-        raise ResumeRefused(
-            f"load_state_dict raised {type(error).__name__}: {error}", where=f"checkpoints/{meta.file}"
-        ) from error
-    rng.restore(payload["rng"][ctx.rank])
+        rng.restore(payload["rng"][ctx.rank])
+    except TrnError:
+        raise
+    except Exception as error:  # whatever a file or a trainer may do to the loader
+        first = (str(error).splitlines() or [""])[0]
+        raise ResumeRefused(f"it cannot be loaded: {type(error).__name__}: {first}", where=where) from error
 
 
 def is_announced(plan: Plan) -> bool:
@@ -76,7 +76,7 @@ def is_announced(plan: Plan) -> bool:
     return plan.fingerprint in found
 
 
-def _announced(run_dir: Path) -> set[int]:
+def announced_steps(run_dir: Path) -> set[int]:
     """Steps whose commit the events tell of and that no later resume went back behind."""
     steps: set[int] = set()
     try:

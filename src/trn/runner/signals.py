@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
 from trn.errors import Stopped
-from trn.loop.stop import StopRequest
+from trn.loop.stop import AT_ONCE, StopRequest
 
 __all__ = ["install"]
 
@@ -20,10 +21,22 @@ def install(stop: StopRequest) -> None:
         stop.ask("preempted", f"{signal.Signals(number).name} was received")
 
     def cancel(number: int, frame: FrameType | None) -> None:
-        if stop.outcome == "cancelled":
-            raise Stopped("cancelled", "a second SIGINT was received: ended at once, without a checkpoint")
-        stop.ask("cancelled", "SIGINT was received")
+        if stop.outcome != "cancelled":
+            stop.ask("cancelled", "SIGINT was received")
+            return
+        stop.at_once = True
+        # only a trainer's own code is broken off: whatever writes comes to its end, and looks at `at_once` then
+        if stop.breakable:
+            stop.breakable = False
+            raise Stopped("cancelled", AT_ONCE)
 
     for number in _PREEMPTING:
         signal.signal(number, preempt)
     signal.signal(signal.SIGINT, cancel)
+    # a child that a trainer forks is no runner: it must die of a signal that ends it
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _forget() -> None:
+    for number in (*_PREEMPTING, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)

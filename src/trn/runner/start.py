@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trn.errors import ResumeRefused, Stopped
-from trn.files import Lock
+from trn.files import Lock, foreign
 from trn.loop.stop import StopRequest
 from trn.plan import make_plan, publish_run
 from trn.plan.publish import LOCK_NAME, PLAN_NAME, refuse_taken
 from trn.ranks import read_world
 from trn.records import new_run_id, pretty_json
-from trn.runner.artifacts import prepare_torch, publish_revision, start_artifacts
+from trn.runner.artifacts import prepare_torch, start_artifacts
 from trn.runner.contract import compare_with_spec, compare_with_world, revise
-from trn.runner.execute import Job, execute
+from trn.runner.execute import Job, Resume, execute
 from trn.runner.outcome import mend_journal, read_outcome, report
 from trn.spec import LoadedSpec, load_spec
 from trn.spec.plan_model import Plan
@@ -65,11 +65,13 @@ def _begin(request: _Request, args: argparse.Namespace, stop: StopRequest) -> in
     prepare_torch(plan)
     artifacts = start_artifacts(plan, request.loaded.sources, job_id=args.job_id)
     lock = publish_run(plan, artifacts, job_id=args.job_id, note=_note(args.job_id))
-    return execute(Job(plan, trainer, args.job_id, is_resume=False), lock, stop)
+    return execute(Job(plan, trainer, args.job_id), lock, stop)
 
 
 def _take_up(run_dir: Path, args: argparse.Namespace, stop: StopRequest, *, wanted: _Request | None) -> int:
     path = run_dir / PLAN_NAME
+    if problem := foreign(run_dir):
+        raise ResumeRefused(problem, where=str(run_dir), hint="A run is made of plain files and folders only.")
     if not path.is_file():
         raise ResumeRefused("this folder is no run: it has no plan.", where=str(run_dir))
     lock = Lock(run_dir / LOCK_NAME)
@@ -89,10 +91,10 @@ def _take_up(run_dir: Path, args: argparse.Namespace, stop: StopRequest, *, want
         mend_journal(plan, before)
         if is_finished and revised.budget.max_steps <= before.step:
             return report(before, run_dir)
-    if changes:
-        publish_revision(plan, revised, sources=() if wanted is None else wanted.loaded.sources)
     prepare_torch(revised)
-    return execute(Job(revised, trainer, args.job_id, is_resume=True, before=before, changes=changes), lock, stop)
+    sources = () if wanted is None else wanted.loaded.sources
+    resume = Resume(published=plan, sources=sources, before=before)
+    return execute(Job(revised, trainer, args.job_id, resume=resume, changes=changes), lock, stop)
 
 
 def _note(job_id: str) -> str:

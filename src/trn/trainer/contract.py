@@ -12,6 +12,7 @@ Optional: `evaluate(batches, state, ctx) -> metrics` and `sample(state, ctx) -> 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +135,8 @@ class Context:
         found = np.flatnonzero(self._row_ids == sample_id)
         where = int(found[0]) if len(found) else 0
         pass_index = int(self._row_passes[where]) if len(self._row_passes) else 0
-        return np.random.Generator(np.random.Philox(key=[self.plan.seed & _U64, (pass_index << 48) ^ sample_id]))
+        digest = hashlib.sha256(f"{self.plan.seed}/{pass_index}/{int(sample_id)}".encode()).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
     def _enter_step(self, step: int, epoch: int, row_ids: np.ndarray, row_passes: np.ndarray) -> None:
         """For the loop alone: the hooks that follow belong to this step and these rows."""
@@ -142,6 +144,3 @@ class Context:
         self._epoch = epoch
         self._row_ids = row_ids
         self._row_passes = row_passes
-
-
-_U64 = (1 << 64) - 1

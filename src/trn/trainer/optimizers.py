@@ -28,7 +28,8 @@ def optimizer_arguments(name: str, given: dict[str, Any], explicit: set[str]) ->
     """Those of `given` that the optimizer takes. Raises PlanRefused for an `explicit` one that it does not take."""
     if name not in OPTIMIZERS:
         raise PlanRefused(f"unknown name {name!r}; known: {', '.join(sorted(OPTIMIZERS))}.", where="optimizer.name")
-    taken = set(inspect.signature(OPTIMIZERS[name]).parameters)
+    # adafactor's eps is a pair, which the spec cannot say: its own default stays
+    taken = set(inspect.signature(OPTIMIZERS[name]).parameters) - ({"eps"} if name == "adafactor" else set())
     if extra := sorted(explicit - taken):
         raise PlanRefused(
             f"{name} does not take {', '.join(extra)}; it takes {', '.join(sorted(taken & set(given)))}.",

@@ -100,9 +100,16 @@ def _val_metrics(run: _Run) -> Iterator[Finding]:
 
 def _whole(run: _Run, name: str) -> Iterator[Finding]:
     path = run.folder / name
+    if not path.exists() and not _has_runner_events(run):
+        return  # killed before the journal was opened
     data = path.read_bytes()
     if data and not data.endswith(b"\n"):
         yield Finding(name, "its last line is torn; a resume cuts it")
+
+
+def _has_runner_events(run: _Run) -> bool:
+    """Whether a runner wrote an event: it makes all files of the journal first. Doors write endings only."""
+    return any(event.get("event") not in ENDINGS for event in read_lines(run.reports / "events.jsonl"))
 
 
 def _events(run: _Run) -> Iterator[Finding]:
@@ -202,13 +209,29 @@ def _outcome_problems(run: _Run, name: str, outcome: Outcome) -> Iterator[Findin
         found = sha256_file(_inside(run, outcome.checkpoint["file"]))
         if found != outcome.checkpoint["sha256"]:
             yield Finding(name, f"the sha256 of {outcome.checkpoint['file']} is not the one it names")
-    endings = [
-        event
-        for event in read_lines(run.reports / "events.jsonl")
-        if event.get("event") in ENDINGS and event.get("job_id") == outcome.job_id
-    ]
-    if endings and endings[-1].get("outcome") != outcome.status:
-        yield Finding(name, f"it says {outcome.status}, the journal says {endings[-1].get('outcome')}")
+    ended = _jobs(run)
+    said = ended.get(outcome.job_id)
+    if said is not None and said != outcome.status:
+        yield Finding(name, f"it says {outcome.status}, the journal says {said}")
+    last = next(reversed(ended), outcome.job_id)
+    last_ended = next((job_id for job_id in reversed(ended) if ended[job_id] is not None), last)
+    # a job that was killed before its first event is unknown to the journal; it took up a run without an outcome
+    is_unknown = outcome.job_id not in ended and ended.get(last) is None
+    if outcome.job_id not in (last, last_ended) and not is_unknown:
+        yield Finding(name, f"it is of {outcome.job_id}, the last job that ended is {last_ended}")
+
+
+def _jobs(run: _Run) -> dict[str, str | None]:
+    """How each job ended, None where it did not; in the order of their first events.
+
+    Not in that of their endings: a door that was stopped may write its job's ending after a later job's.
+    """
+    jobs: dict[str, str | None] = {}
+    for event in read_lines(run.reports / "events.jsonl"):
+        jobs.setdefault(event["job_id"], None)
+        if event.get("event") in ENDINGS:
+            jobs[event["job_id"]] = event.get("outcome")
+    return jobs
 
 
 def _inside(run: _Run, name: str) -> Path:
