@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import random
 import signal
@@ -338,3 +339,35 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, mon
     with pytest.raises(StorageError, match="1,000 are free"):
         run.saver.wait()
     assert names(run) == []
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Word(str, enum.Enum):  # noqa: UP042 - the older spelling is what trainers have
+    A = "a"
+
+
+def test_keys_and_values_of_subclasses_are_saved_as_what_they_are(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.step_and_save(1, state={Number.ONE: Word.A, np.str_("k"): np.float64(0.5)})
+    run.saver.wait()
+    meta = run.newest()
+    assert meta is not None
+    assert load_payload(tmp_path, meta)["trainer"] == {1: "a", "k": 0.5}
+
+
+def test_a_number_that_the_loader_cannot_read_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match="more than 64 bits"):
+        Run(tmp_path).step_and_save(1, state={"n": 2**5000})
+
+
+def test_a_conjugate_view_is_saved_with_its_own_values(tmp_path: Path) -> None:
+    run, z = Run(tmp_path), torch.tensor([1j])
+    run.step_and_save(1, state={"z": z, "zc": z.conj()})
+    run.saver.wait()
+    meta = run.newest()
+    assert meta is not None
+    loaded = load_payload(tmp_path, meta)["trainer"]
+    assert (loaded["z"].item(), loaded["zc"].item()) == (1j, -1j)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from support.compare import differences
 from support.plans import context_of, plan_of
-from trn.errors import NumericalInstability, PlanRefused
+from trn.errors import NumericalInstability, PlanRefused, TrainerError
 from trn.spec.plan_model import OptimizerPlan, SchedulePlan
 from trn.trainer import Context, Step, TorchState, TorchTrainer
 from trn.trainer.optimizers import OPTIMIZERS, build_optimizer, optimizer_arguments
@@ -170,3 +170,89 @@ def test_fused_is_used_where_it_may_and_refused_where_it_cannot() -> None:
     assert not plain.param_groups[0]["fused"]
     with pytest.raises(PlanRefused, match="cannot be fused"):
         build_optimizer(OptimizerPlan(name="adadelta", arguments={"lr": 0.1}, fused=True, accumulate=1), [parameter])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["adamw", "nadam", "asgd", "sgd", "rmsprop"])
+def test_an_optimizer_gets_its_state_back_to_the_bit(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    class Wide(Linear):
+        def build(self, ctx: Context) -> nn.Module:
+            return super().build(ctx).to(dtype)
+
+        def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Step:
+            return Step((model(batch["x"].to(dtype)).squeeze(1) - batch["y"]).square().mean(), count=len(batch["y"]))
+
+    plan = plan_of(
+        tmp_path / "run", optimizer=OptimizerPlan(name=name, arguments={"lr": 0.01}, fused=None, accumulate=1)
+    )
+    trainer, ctx = Wide(), context_of(plan)
+    state, fresh = trainer.configure(ctx), trainer.configure(ctx)
+    for step in (1, 2):
+        trainer.train_step(batch_of(seed=step), state, at_step(ctx, step))
+    trainer.load_state_dict(fresh, trainer.state_dict(state), ctx)
+    assert differences("", trainer.state_dict(state), trainer.state_dict(fresh)) == []
+
+
+def test_a_module_is_told_the_version_its_weights_were_saved_with(tmp_path: Path) -> None:
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *more: Any) -> None:
+            if metadata.get("version") is None:
+                state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"] * 2
+            super()._load_from_state_dict(state_dict, prefix, metadata, *more)
+
+    class Migrating(Linear):
+        def build(self, ctx: Context) -> nn.Module:
+            torch.manual_seed(1)
+            return Versioned(3, 1)
+
+    trainer, ctx = Migrating(), context_of(plan_of(tmp_path / "run"))
+    state, fresh = trainer.configure(ctx), trainer.configure(ctx)
+    trainer.load_state_dict(fresh, trainer.state_dict(state), ctx)
+    assert differences("", dict(state.model.state_dict()), dict(fresh.model.state_dict())) == []
+
+
+def test_broken_weights_are_refused_when_they_are_to_be_saved(tmp_path: Path) -> None:
+    trainer, state, ctx = started(tmp_path)
+    trainer.train_step(batch_of(), state, at_step(ctx, 1))
+    with torch.no_grad():
+        state.parameters[0][0, 0] = math.nan
+    with pytest.raises(NumericalInstability, match="the weights after the update"):
+        trainer.state_dict(state)
+
+
+def test_a_layer_that_build_froze_in_evaluation_stays_so(tmp_path: Path) -> None:
+    class Frozen(Linear):
+        def build(self, ctx: Context) -> nn.Module:
+            model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+            model[0].eval()
+            return model
+
+    trainer, ctx = Frozen(), context_of(plan_of(tmp_path / "run"))
+    state = trainer.configure(ctx)
+    trainer.evaluate([batch_of()], state, ctx)  # type: ignore[list-item]  # these tests hand in tensors
+    assert [module.training for module in state.model.modules()] == [True, False, True]
+
+
+def test_a_micro_batch_of_weight_zero_weighs_nothing_and_a_whole_one_is_named(tmp_path: Path) -> None:
+    plan = OptimizerPlan(name="sgd", arguments={"lr": 0.1}, fused=False, accumulate=2)
+    trainer, state, ctx = started(tmp_path, optimizer=plan)
+    batch = batch_of()
+    batch["weight"][:4] = 0
+    result = trainer.train_step(batch, state, at_step(ctx, 1))
+    assert math.isfinite(float(result.metrics["train_loss"]))
+    batch["weight"][:] = 0
+    with pytest.raises(TrainerError, match="nothing to learn from"):
+        trainer.train_step(batch, state, at_step(ctx, 2))
+
+
+def test_a_metric_may_not_stand_in_for_the_loss(tmp_path: Path) -> None:
+    class Posing(Linear):
+        def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Step:
+            step = super().loss(model, batch)
+            return Step(step.loss, {"loss": 0.0}, step.count)
+
+    trainer, ctx = Posing(), context_of(plan_of(tmp_path / "run"))
+    with pytest.raises(TrainerError, match="give yours another name"):
+        trainer.train_step(batch_of(), trainer.configure(ctx), at_step(ctx, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from types import FrameType
@@ -33,10 +34,24 @@ def install(stop: StopRequest) -> None:
     for number in _PREEMPTING:
         signal.signal(number, preempt)
     signal.signal(signal.SIGINT, cancel)
-    # a child that a trainer forks is no runner: it must die of a signal that ends it
-    os.register_at_fork(after_in_child=_forget)
+    # a child that a trainer forks is no runner: it must die of a signal that ends it. They are held back during the
+    # fork, since Python drops one that comes to the child before its handlers are reset.
+    os.register_at_fork(before=_hold, after_in_parent=_let_through, after_in_child=_forget)
+
+
+_ALL = (*_PREEMPTING, signal.SIGINT)
+
+
+def _hold() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+
+
+def _let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
 
 
 def _forget() -> None:
-    for number in (*_PREEMPTING, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    with contextlib.suppress(ValueError):  # forked by another thread than the main one
+        for number in _ALL:
+            signal.signal(number, signal.SIG_DFL)
+    _let_through()
