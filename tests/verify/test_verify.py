@@ -206,3 +206,10 @@ def test_what_a_kill_leaves_behind_is_no_damage(server: ForkServer, tmp_path: Pa
         os.killpg(pid, signal.SIGKILL)
         server.wait(pid)
         assert problems(run_dir) == [], number
+
+
+def test_a_pipe_in_the_folder_is_named_and_not_waited_for(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "checkpoints/last.pt").unlink()
+    os.mkfifo(run_dir / "checkpoints/last.pt")
+    assert main([str(run_dir)]) == 86
+    assert "checkpoints/last.pt is no plain file" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any
 
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name, reject_reason
 from trn.errors import ResumeRefused, TrnError, VerificationFailed
-from trn.files import sha256_file
+from trn.files import foreign, sha256_file
 from trn.records import ENDINGS, EVENT_KINDS, STEP_KEYS, JsonError, Outcome, read_json, read_lines
 from trn.spec.plan_model import Plan
 
@@ -42,7 +42,9 @@ class _Run:
 
 
 def verify_run(folder: Path) -> list[Finding]:
-    """All findings of a run's folder. Raises VerificationFailed when it has no readable plan to verify against."""
+    """All findings of a run's folder. Raises VerificationFailed without a readable plan, or for links and pipes."""
+    if problem := foreign(folder):
+        raise VerificationFailed(problem, where=str(folder), hint="A run is made of plain files and folders only.")
     path = folder / PLAN_NAME
     try:
         plan = Plan.read(path.read_bytes(), str(path))
