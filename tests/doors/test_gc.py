@@ -230,6 +230,8 @@ def test_the_best_stays_however_it_is_known(runs_dir: Path, capsys: Capture, how
 def test_a_run_that_is_not_finished_keeps_its_checkpoints(runs_dir: Path, capsys: Capture, status: str | None) -> None:
     run_dir = run_of(runs_dir, "demo", [1, 2, 3, 4, 5], status=status)
     abandoned = put(run_dir / "checkpoints" / "abandoned-job-1" / "step-00000009.pt").parent
+    put(abandoned / "epoch-007.pt")
+    put(abandoned / "epoch-007.metadata.json")
     cut = put(run_dir / "reports" / "val_metrics.cut-job-1.jsonl")
     document = answer(capsys, "--yes")
     assert listed_steps(run_dir / "checkpoints") == [5, 4, 3, 2, 1]

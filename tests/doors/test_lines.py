@@ -158,3 +158,29 @@ def test_a_terminal_has_a_live_line_with_prints_above_it() -> None:
     assert "[bold]not markup[/bold] :smile:\n" in text
     assert "step 120/400  loss 3.412" in text
     assert text.index("asked to stop: SIGTERM") < text.index("printed by the trainer") < text.index("after")
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (
+            {"event": "gate", "field": "grad_norm", "value": "inf", "row_ids": [4, 5], "gate": "numerical_stability"},
+            "step 7 refused: grad_norm is inf (rows 4, 5)",
+        ),
+        (
+            {"event": "gate", "field": "val_loss", "value": "nan", "row_ids": [], "gate": "numerical_stability"},
+            "step 7 refused: val_loss is nan (no rows of the training data)",
+        ),
+        (
+            {"event": "gate", "gate": "patience", "outcome": "early_stopped", "reason": "no better val_loss"},
+            "early_stopped at step 7: no better val_loss",
+        ),
+        ({"event": "gate", "gate": "telemetry", "fields": ["wall_ms"]}, "not believed at step 7: wall_ms"),
+        (
+            {"event": "step_skipped", "field": "train_loss", "value": "nan", "row_ids": [*range(9)], "lr_factor": 0.25},
+            "a batch for step 7 left out: train_loss is nan (rows 0, 1, 2, 3 ...); learning rate x 0.25 from here on",
+        ),
+    ],
+)
+def test_what_a_gate_did_is_said_in_words(fields: dict[str, Any], line: str) -> None:
+    assert event_line({**fields, "step": 7}) == line

@@ -117,7 +117,7 @@ def test_a_prediction_does_not_see_what_comes_after_it(tmp_path: Path) -> None:
 def test_an_untrained_model_knows_nothing(tmp_path: Path) -> None:
     trainer, state, ctx = started(tmp_path)
     step = trainer.loss(state.model, trainer.transform(raw_batch(rows=16), ctx))
-    assert trainer.vocab_size == 64
+    assert trainer.vocab_size(ctx.params) == 64
     # weights of standard deviation 0.02 make nearly equal logits
     assert step.loss.item() == pytest.approx(math.log(64), abs=0.05)
     assert step.count == 16 * 16

@@ -9,7 +9,8 @@ import torch
 
 from trn.checkpoint.discover import load_payload
 from trn.checkpoint.meta import CheckpointMeta, listed_steps, meta_name
-from trn.records import Json, deterministic_part, read_json, read_lines
+from trn.gates import CLOCKED_KEYS
+from trn.records import Json, deterministic_part, ending_of, read_json, read_lines
 
 
 def lines(run_dir: Path, name: str) -> list[Json]:
@@ -26,10 +27,21 @@ def outcome(run_dir: Path) -> Json:
 
 
 def final_payload(run_dir: Path) -> dict[str, Any]:
-    """All that the newest checkpoint holds."""
+    """All that the newest checkpoint holds, but for what a clock or a sensor gave."""
     folder = run_dir / "checkpoints"
     meta = CheckpointMeta.read(folder / meta_name(listed_steps(folder)[0]))
-    return load_payload(run_dir, meta)
+    payload = load_payload(run_dir, meta)
+    for part in ("gates", "tally"):
+        kept = {key: value for key, value in payload["progress"][part].items() if key not in CLOCKED_KEYS}
+        payload["progress"][part] = kept
+    return payload
+
+
+def epoch_artifacts(run_dir: Path) -> dict[str, Json]:
+    """File name -> the metadata of an epoch, but for its time."""
+    found = {path.name: read_json(path) for path in (run_dir / "checkpoints").glob("epoch-*.metadata.json")}
+    assert all(metadata.pop("wall_seconds") >= 0 for metadata in found.values())
+    return found
 
 
 def differences(path: str, a: Any, b: Any) -> list[str]:
@@ -49,11 +61,12 @@ def assert_identical(run_dir: Path, oracle: Path) -> None:
     for name in ("train_metrics.jsonl", "val_metrics.jsonl"):
         assert lines(run_dir, name) == lines(oracle, name), name
     assert differences("", final_payload(run_dir), final_payload(oracle)) == []
+    assert epoch_artifacts(run_dir) == epoch_artifacts(oracle)
     for path in sorted((oracle / "samples").iterdir()):
         assert (run_dir / "samples" / path.name).read_bytes() == path.read_bytes(), path.name
     mine, theirs = outcome(run_dir), outcome(oracle)
     for key in ("status", "step", "final", "best", "epochs_completed", "exit_code"):
         assert mine[key] == theirs[key], key
-    assert len(events(run_dir, "completed")) == 1
+    assert len(events(run_dir, ending_of(mine["status"]))) == 1
     numbers = [event["seq"] for event in events(run_dir)]
     assert numbers == list(range(1, len(numbers) + 1))

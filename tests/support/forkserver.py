@@ -49,7 +49,7 @@ class ForkServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=120)  # a loaded machine takes its time to unload torch
 
 
 def _serve() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trn.checkpoint.epochs import listed_epochs, weights_name
 from trn.checkpoint.meta import checkpoint_name, listed_steps, meta_name
 from trn.files import link_atomic, move, remove, sweep
 
@@ -48,8 +49,11 @@ def clean_leftovers(folder: Path) -> list[str]:
     """Remove what a crash left: temporaries, trash, and `.pt` files without a meta. The caller has the lock."""
     left = sweep(folder)
     committed = {checkpoint_name(step) for step in listed_steps(folder)}
+    committed |= {weights_name(epoch) for epoch in listed_epochs(folder)}
     for path in sorted(folder.iterdir()):
-        is_uncommitted = path.name.startswith("step-") and path.suffix == ".pt" and path.name not in committed
+        is_uncommitted = (
+            path.name.startswith(("step-", "epoch-")) and path.suffix == ".pt" and path.name not in committed
+        )
         if path.name.startswith(_TRASH) or is_uncommitted:
             remove(path)
             left.append(path.name)

@@ -16,7 +16,7 @@ import torch
 
 from trn.records import Json
 
-__all__ = ["capture", "isolated", "restore", "seed_all"]
+__all__ = ["capture", "held", "isolated", "put_back", "restore", "seed_all"]
 
 
 def seed_all(seed: int) -> None:
@@ -62,6 +62,29 @@ def restore(value: Json) -> None:
         torch.mps.set_rng_state(_bytes(value["mps"]))
     if value["cuda"]:
         torch.cuda.set_rng_state_all([_bytes(one) for one in value["cuda"]])
+
+
+def held() -> Any:
+    """The position of every stream as `put_back` takes it: in memory only, and cheap enough for each step."""
+    return (
+        random.getstate(),
+        np.random.get_state(legacy=False),
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+    )
+
+
+def put_back(positions: Any) -> None:
+    """Put every stream where `held` found it."""
+    python, stream, cpu, cuda, mps = positions
+    random.setstate(python)
+    np.random.set_state(stream)
+    torch.set_rng_state(cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+    if mps is not None:
+        torch.mps.set_rng_state(mps)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ PLAN_NAME = "reports/resolved_config.json"
 LOCK_NAME = ".lock"
 
 _KEPT = 2
-_PAIR = re.compile(r"(?:step-\d{8,}|last|best)\.(?:pt|meta\.json)")
+_PAIR = re.compile(r"(?:step-\d{8,}|last|best)\.(?:pt|meta\.json)|epoch-\d{3,}\.(?:pt|metadata\.json)")
 _WEIGHTS = re.compile(r"step-(\d{8,})\.pt")
 _TEMPORARY = re.compile(r"\..+\.tmp-\d+-\d+", re.DOTALL)
 _TRASH = re.compile(r"\.trash-step-\d{8,}\.(?:pt|meta\.json)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trn.doors.standing import Standing, eta_s
@@ -99,6 +99,31 @@ def _value(value: object) -> str:
     return number(value) if isinstance(value, (int, float)) else str(value)
 
 
+def _gate(event: Mapping[str, Any]) -> str:
+    if event.get("outcome"):
+        return f"{event['outcome']} at step {event['step']}: {event['reason']}"
+    if event["gate"] == "telemetry":
+        return f"not believed at step {event['step']}: {', '.join(event['fields'])}"
+    return f"step {event['step']} refused: {event['field']} is {event['value']} ({_rows(event['row_ids'])})"
+
+
+def _skipped(event: Mapping[str, Any]) -> str:
+    why = f"{event['field']} is {event['value']} ({_rows(event['row_ids'])})"
+    return (
+        f"a batch for step {event['step']} left out: {why}; learning rate x {number(event['lr_factor'])} from here on"
+    )
+
+
+def _rows(row_ids: Sequence[int]) -> str:
+    if not row_ids:
+        return "no rows of the training data"
+    shown = ", ".join(map(str, row_ids[:_ROWS_SHOWN]))
+    return f"rows {shown}{' ...' if len(row_ids) > _ROWS_SHOWN else ''}"
+
+
+_ROWS_SHOWN = 4
+
+
 _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "job_started": lambda e: f"job {e['job_id']} {'resumes' if e['resume'] else 'starts'} (process {e['pid']})",
     "plan_written": lambda e: f"planned, fingerprint {e['fingerprint'][:12]}",
@@ -112,4 +137,6 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "data_wrapped": lambda e: f"the data begins again after step {e['step']}",
     "stop_requested": lambda e: f"asked to stop: {e['reason']}",
     "epoch": lambda e: f"epoch {e['epoch']} ended at step {e['step']}",
+    "gate": _gate,
+    "step_skipped": _skipped,
 }

@@ -15,6 +15,8 @@ from trn.records import Outcome
 __all__ = ["summary_lines"]
 
 _SAMPLE_CHARACTERS = 600
+_DAMAGE = frozenset({"numerical_instability", "divergence", "divergence_at_first_validation"})
+"""Outcomes that follow from the plan: a resume without a change comes to them once more."""
 
 
 def summary_lines(ending: Ending, watch: Watch) -> Iterator[str]:
@@ -47,7 +49,8 @@ def _places(outcome: Outcome, watch: Watch) -> Iterator[str]:
     if watch.log.path.is_file() and watch.log.path.stat().st_size:
         yield f"     output {watch.log.path}"
     if outcome.resumable:
-        yield f"     resume with: trn resume {run_dir}"
+        again = "; unless something is changed, the same step comes again" if outcome.status in _DAMAGE else ""
+        yield f"     resume with: trn resume {run_dir}{again}"
 
 
 def _sample(run_dir: Path, event: dict[str, Any] | None) -> Iterator[str]:

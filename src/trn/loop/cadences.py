@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ from trn.checkpoint import rng
 from trn.checkpoint.saver import Moment
 from trn.errors import NumericalInstability, TrainerError, TrnError
 from trn.files import write_atomic
-from trn.journal import EventLog
+from trn.gates import Verdict, after_validation, build_epoch_metadata
 from trn.loop.lines import finite_metrics
+from trn.loop.verdicts import is_used_up, report_refusal, rules_of
+from trn.provenance.process import clean_name, clean_sample
 from trn.records import Json, deterministic_part
 from trn.spec.plan_model import Plan
 
@@ -25,27 +28,49 @@ if TYPE_CHECKING:
     from trn.loop.progress import Progress
     from trn.loop.stop import StopRequest
 
-__all__ = ["call_hook", "checkpoint", "every", "is_checkpoint_due", "is_evaluation_due", "report_refusal", "settle"]
+__all__ = [
+    "call_hook",
+    "checkpoint",
+    "epoch_metadata",
+    "epoch_of",
+    "every",
+    "is_artifact_due",
+    "is_checkpoint_due",
+    "is_evaluation_due",
+    "is_settled",
+    "settle",
+]
 
 _NO_ROWS, _NO_PASSES = np.empty(0, np.int64), np.empty(0, np.int32)
 _SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def is_evaluation_due(plan: Plan, step: int) -> bool:
-    """By steps, by epochs, and after the last step of the budget."""
-    if plan.validation is None:
+def is_evaluation_due(plan: Plan, progress: Progress) -> bool:
+    """By steps, by epochs, and after the last step of the budget, unless it was done at this step."""
+    step = progress.step
+    if plan.validation is None or step == 0 or (progress.validation or {}).get("step") == step:
         return False
     return (
         every(plan.validation.every_steps, step)
         or every(plan.validation.every_epochs * plan.budget.steps_per_epoch, step)
-        or step == plan.budget.max_steps
+        or is_used_up(plan, progress)
     )
 
 
 def is_checkpoint_due(plan: Plan, progress: Progress) -> bool:
-    """By cadence, for a new best, and after the last step of the budget."""
+    """By cadence, for a new best, for an epoch's artifact, and after the last step of the budget."""
     step = progress.step
-    return every(plan.checkpoint.every_steps, step) or progress.best_step == step or step == plan.budget.max_steps
+    return (
+        every(plan.checkpoint.every_steps, step)
+        or progress.best_step == step
+        or every(plan.checkpoint.every_epochs * plan.budget.steps_per_epoch, step)
+        or is_used_up(plan, progress)
+    )
+
+
+def is_settled(plan: Plan, progress: Progress) -> bool:
+    """Whether all that was due after the step is done: a stop in the middle of it leaves the rest to the resume."""
+    return progress.settled == progress.step and not is_evaluation_due(plan, progress)
 
 
 def every(cadence: int, step: int) -> bool:
@@ -53,16 +78,9 @@ def every(cadence: int, step: int) -> bool:
     return cadence > 0 and step % cadence == 0
 
 
-def report_refusal(events: EventLog, error: NumericalInstability, row_ids: list[int]) -> None:
-    """The event that says which gate refused which value, and the rows it came from."""
-    events.emit(
-        "gate",
-        gate="numerical_stability",
-        step=error.step,
-        field=error.field,
-        value=error.value,
-        row_ids=row_ids,
-    )
+def epoch_of(plan: Plan, step: int) -> int:
+    """The epoch, from 0, that the step belongs to; 0 before the first step."""
+    return max(step - 1, 0) // plan.budget.steps_per_epoch
 
 
 def call_hook(parts: Parts, name: str, hook: Callable[[], Any]) -> Any:
@@ -76,24 +94,47 @@ def call_hook(parts: Parts, name: str, hook: Callable[[], Any]) -> Any:
         raise TrainerError(f"{type(error).__name__}: {error}", where=f"{name} at step {parts.ctx.step}") from error
 
 
-def settle(parts: Parts, progress: Progress) -> None:
-    """Evaluate and sample where the current step asks for it; a stop leaves the step unsettled, for the resume."""
-    if progress.settled == progress.step:
-        return
+def settle(parts: Parts, progress: Progress) -> Verdict | None:
+    """Evaluate and sample where the current step asks for it; the verdict if a gate ends the run at it.
+
+    A stop leaves the step unsettled, for the resume. So does a loss that is refused: nothing of it is kept.
+    """
     plan, step = parts.plan, progress.step
+    if is_settled(plan, progress):
+        return None
+    verdict, ends_epoch = None, every(plan.budget.steps_per_epoch, step)
     # what is evaluated are no training rows: the hooks see the same, whether the step was just made or restored
-    parts.ctx._enter_step(step, (step - 1) // plan.budget.steps_per_epoch, _NO_ROWS, _NO_PASSES)
-    if (
-        is_evaluation_due(plan, step)
-        and (progress.validation or {}).get("step") != step
-        and not _evaluate(parts, progress)
-    ):
-        return
-    if every(plan.sample_every, step) or (plan.sample_every and step == plan.budget.max_steps):
-        _sample(parts, step)
-    if every(plan.budget.steps_per_epoch, step):
-        parts.events.emit("epoch", epoch=parts.ctx.epoch, step=step)
-    progress.settled = step
+    parts.ctx._enter_step(step, epoch_of(plan, step), _NO_ROWS, _NO_PASSES, progress.gates.lr_factor)
+    if is_evaluation_due(plan, progress):
+        metrics = _evaluate(parts, progress)
+        if metrics is None:
+            return None
+        verdict = _judge(parts, progress, metrics, ends_epoch)
+        if verdict is not None and verdict.is_damage:
+            return verdict
+        _record(parts, progress, metrics)
+    if progress.settled != step:
+        if every(plan.sample_every, step) or (plan.sample_every and is_used_up(plan, progress)):
+            _sample(parts, step)
+        if ends_epoch:
+            metadata = epoch_metadata(parts, progress)
+            told = ("epoch", "train_loss", "val_loss", "tokens_seen", "grad_norm_max")
+            parts.events.emit("epoch", step=step, **{key: metadata[key] for key in told})
+        progress.settled = step
+    return verdict
+
+
+def epoch_metadata(parts: Parts, progress: Progress) -> Json:
+    """What epoch-NNN.metadata.json says of the epoch that ends with the current step; the saver adds the digest."""
+    validation = progress.validation or {}
+    return build_epoch_metadata(
+        epoch_of(parts.plan, progress.step),
+        progress.tally,
+        val_loss=validation.get("val_loss") if validation.get("step") == progress.step else None,
+        optimizer_state_sha=None,
+        tokens_seen=progress.tokens_seen,
+        cross_entropy=rules_of(parts.plan).is_cross_entropy,
+    )
 
 
 def checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
@@ -109,14 +150,21 @@ def checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
         state,
         Moment(
             step=progress.step,
-            epoch=parts.ctx.epoch,
+            epoch=epoch_of(parts.plan, progress.step),
             metrics=deterministic_part(last_line),
             journal={log.path.name: log.position for log in (parts.metrics, parts.val_metrics)},
             progress=progress.to_json(),
             rng=[streams],
             best_step=progress.best_step,
+            epoch_metadata=epoch_metadata(parts, progress) if is_artifact_due(parts.plan, progress) else None,
         ),
     )
+
+
+def is_artifact_due(plan: Plan, progress: Progress) -> bool:
+    """Whether the current step is settled and ends an epoch that has an artifact."""
+    ends = every(plan.checkpoint.every_epochs * plan.budget.steps_per_epoch, progress.step)
+    return ends and is_settled(plan, progress)
 
 
 class _Interrupted(Exception):
@@ -138,10 +186,11 @@ class _UntilStopped:
             yield batch
 
 
-def _evaluate(parts: Parts, progress: Progress) -> bool:
-    """Whether the evaluation came to its end; its line is then in the journal and the best is up to date."""
+def _evaluate(parts: Parts, progress: Progress) -> dict[str, float] | None:
+    """What the trainer's evaluation gives; None where a stop came before its end."""
     step, plan = progress.step, parts.plan
     assert parts.validation is not None, "an evaluation is due only where the plan has validation data"
+    began_s = time.perf_counter()
     batches = _UntilStopped(parts.validation(), parts.stop)
     evaluate: Any = parts.trainer.evaluate  # type: ignore[attr-defined]  # the plan refuses validation without it
     try:
@@ -152,7 +201,7 @@ def _evaluate(parts: Parts, progress: Progress) -> bool:
             raise
         given = {}
     if batches.interrupted:
-        return False
+        return None
     if not isinstance(given, Mapping):
         raise TrainerError(
             f"expected metrics by name, found {type(given).__name__}.", where=f"evaluate after step {step}"
@@ -162,20 +211,43 @@ def _evaluate(parts: Parts, progress: Progress) -> bool:
     except NumericalInstability as error:
         report_refusal(parts.events, error, [])
         raise
-    wanted = plan.checkpoint.best_metric
-    if wanted not in metrics:
-        raise TrainerError(
-            f"expected {wanted!r} among the metrics, found {', '.join(sorted(metrics)) or 'none'}.",
-            where=f"evaluate after step {step}",
-            hint="Return it, or set checkpoint.best.metric to one of these.",
-        )
+    progress.tally = progress.tally.with_wall(time.perf_counter() - began_s)
+    return metrics
+
+
+def _judge(parts: Parts, progress: Progress, metrics: dict[str, float], ends_epoch: bool) -> Verdict | None:
+    """What the gates say of a validation; they remember it unless it ends the run as damaged."""
+    plan = parts.plan
+    wanted = {plan.checkpoint.best_metric: "checkpoint.best.metric"}
+    rules = rules_of(plan)
+    if (rules.target_val_loss, rules.patience, rules.divergence_factor) != (None, None, None):
+        wanted["val_loss"] = "gates"
+    for name, key in wanted.items():
+        if name not in metrics:
+            raise TrainerError(
+                f"expected {name!r} among the metrics, found {', '.join(sorted(metrics)) or 'none'}.",
+                where=f"evaluate after step {progress.step}",
+                hint=f"Return it: {key} asks for it.",
+            )
+    if "val_loss" not in metrics:
+        return None
+    progress.gates, verdict = after_validation(
+        progress.gates, rules, metrics["val_loss"], parts.ctx.epoch, ends_epoch=ends_epoch
+    )
+    return verdict
+
+
+def _record(parts: Parts, progress: Progress, metrics: dict[str, float]) -> None:
+    """Its line, its event, and the best."""
+    step, plan = progress.step, parts.plan
     parts.val_metrics.append({"step": step, "epoch": parts.ctx.epoch, **metrics})
     parts.events.emit("evaluated", step=step, metrics=metrics)
     progress.validation = {"step": step, **metrics}
+    wanted = plan.checkpoint.best_metric
+    assert wanted is not None, "a plan with validation has a best"
     value = metrics[wanted]
     if progress.best is None or _better(value, progress.best["value"], plan.checkpoint.best_mode):
         progress.best = {"step": step, "metric": wanted, "value": value}
-    return True
 
 
 def _better(value: float, best: float, mode: str) -> bool:
@@ -192,10 +264,10 @@ def _sample(parts: Parts, step: int) -> None:
         raise TrainerError("expected text or bytes by file name.", where=f"sample after step {step}")
     paths = []
     for name, content in given.items():
-        if not _SAMPLE_NAME.fullmatch(name):
+        if not _SAMPLE_NAME.fullmatch(name) or clean_name(name) != name:
             raise TrainerError(f"{name!r} is no plain file name.", where=f"sample after step {step}")
         path = parts.ctx.samples_dir / f"step-{step:08d}-{name}"
-        write_atomic(path, content.encode() if isinstance(content, str) else content)
+        write_atomic(path, clean_sample(content))
         paths.append(f"samples/{path.name}")
     parts.events.emit("sample", step=step, paths=paths)
 

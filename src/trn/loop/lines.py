@@ -7,6 +7,7 @@ from typing import Any
 
 from trn.errors import TrainerError
 from trn.gates import require_finite
+from trn.provenance.process import clean_name
 from trn.records import EVENT_HEAD, STEP_KEYS, Json
 
 __all__ = ["finite_metrics", "step_line"]
@@ -26,6 +27,7 @@ def finite_metrics(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     for name, given in metrics.items():
         name = _ALIASES.get(name, name)
         value = _plain(name, given)
+        name = clean_name(name)
         if name in plain:
             raise TrainerError("it is given twice, under a name and its alias.", where=f"metric {name!r}")
         if type(value) not in (float, int) or name in _OURS:
@@ -49,12 +51,12 @@ def _plain(name: str, given: Any) -> Any:
 
 
 def step_line(
-    *,
     step: int,
     epoch: int,
     metrics: dict[str, float],
     tokens: int | None,
     rows: int,
+    *,
     wall_s: float,
     waited_s: float,
     tokens_seen: int | None,

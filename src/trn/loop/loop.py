@@ -8,14 +8,35 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trn.checkpoint import rng
 from trn.checkpoint.saver import Saver
 from trn.errors import DataExhausted, NumericalInstability, Stopped, TrainerError
 from trn.feed import Feed, RawBatch
+from trn.gates import EpochTally, Verdict, after_step, standing_verdict
 from trn.journal import EventLog, MetricsLog
-from trn.loop.cadences import call_hook, checkpoint, every, is_checkpoint_due, report_refusal, settle
+from trn.loop.cadences import (
+    call_hook,
+    checkpoint,
+    epoch_metadata,
+    epoch_of,
+    every,
+    is_artifact_due,
+    is_checkpoint_due,
+    is_settled,
+    settle,
+)
 from trn.loop.lines import finite_metrics, step_line
 from trn.loop.progress import Progress
 from trn.loop.stop import AT_ONCE, StopRequest
+from trn.loop.verdicts import (
+    announce_verdict,
+    is_used_up,
+    leave_out,
+    report_readings,
+    report_refusal,
+    rules_of,
+    verdict_at_end,
+)
 from trn.records import Json, deterministic_part
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Control, StepResult, Trainer
@@ -52,30 +73,27 @@ class Ending:
 
 
 def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
-    """Bring the run from `progress` to the end of its budget, or to where it is asked to stop.
+    """Bring the run from `progress` to the end of its budget, or to where a gate or a request ends it.
 
         settle what a stop left undone at the restored step
-        until the budget is used up:
+        until a gate ends the run, or the budget is used up:
             stop requested? -> checkpoint, end
             batch  = feed.next()                      none left -> data_exhausted
-            result = train_step(prepare_batch(batch)) not finite -> numerical_instability, nothing of the step is kept
+            result = train_step(prepare_batch(batch)) not finite -> the batch is left out, or numerical_instability
             one line to the journal                   the step is made
             evaluate, sample, checkpoint              where due
-        wait for the last checkpoint
+        checkpoint, unless a gate found damage; wait for it
 
     `last_line` is the last line of train_metrics.jsonl, `{}` before the first step. Raises what the gates, the
     trainer and the disk raise; then the last committed checkpoint is what stands.
     """
-    plan, ctx, events = parts.plan, parts.ctx, parts.events
-    max_steps, steps_per_epoch = plan.budget.max_steps, plan.budget.steps_per_epoch
+    plan, ctx, events, rules = parts.plan, parts.ctx, parts.events, rules_of(parts.plan)
+    can_skip = rules.policy == "skip"
     saved = progress.step
-    if progress.step:
-        settle(parts, progress)
-        if progress.best_step == progress.step:
-            parts.saver.mark_best(progress.step)
-    while True:
+    verdict = _take_up(parts, progress) if progress.step else None
+    while verdict is None:
         announce(parts.saver, events)
-        if parts.stop.requested() or progress.step >= max_steps:
+        if parts.stop.requested() or is_used_up(plan, progress):
             break
 
         began_s = time.perf_counter()
@@ -83,54 +101,92 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         got_s = time.perf_counter()
         step = progress.step + 1
         if raw is None:
-            raise DataExhausted(
-                f"the data ended after {progress.step} of {max_steps} steps.", where="dataset", hint="Set end: cycle."
-            )
-        epoch = (step - 1) // steps_per_epoch
-        ctx._enter_step(step, epoch, raw.row_ids, raw.row_passes)
+            budget = f"{progress.step} of {plan.budget.max_steps} steps"
+            raise DataExhausted(f"the data ended after {budget}.", where="dataset", hint="Set end: cycle.")
+        epoch = epoch_of(plan, step)
+        if raw.wrapped:
+            events.emit("data_wrapped", step=step, pass_index=raw.pass_index)
+        ctx._enter_step(step, epoch, raw.row_ids, raw.row_passes, progress.gates.lr_factor)
+        streams = rng.held() if can_skip else None
         try:
             result = make_step(parts, raw)
-            metrics = finite_metrics(step, result.metrics)
         except NumericalInstability as error:
-            report_refusal(events, error, raw.row_ids.tolist())
-            raise
+            leave_out(parts, progress, raw, error, streams)
+            verdict = settle(parts, progress)
+            continue
+        metrics = _finite(parts, step, result, raw)
         tokens_seen = progress.tokens_seen if result.tokens is None else (progress.tokens_seen or 0) + result.tokens
-        last_line = step_line(
-            step=step,
-            epoch=epoch,
-            metrics=metrics,
-            tokens=result.tokens,
-            rows=len(raw.row_ids),
-            wall_s=time.perf_counter() - began_s,
+        wall_s = time.perf_counter() - began_s
+        line = step_line(
+            *(step, epoch, metrics, result.tokens, len(raw.row_ids)),
+            wall_s=wall_s,
             waited_s=got_s - began_s,
             tokens_seen=tokens_seen,
         )
+        gates, last_line, verdict = after_step(progress.gates, rules, line)
+        if gates.telemetry_warnings and not progress.gates.telemetry_warnings:
+            report_readings(events, line)
         parts.metrics.append(last_line)
+        progress.gates = gates
+        tally = EpochTally() if every(plan.budget.steps_per_epoch, step - 1) else progress.tally
+        progress.tally = tally.with_step(last_line["train_loss"], last_line["grad_norm"], wall_s)
         progress.step, progress.cursor, progress.tokens_seen = step, raw.next_cursor.to_json(), tokens_seen
 
-        if raw.wrapped:
-            events.emit("data_wrapped", step=step, pass_index=raw.pass_index)
         if every(plan.metric_every, step) and not (result.control and result.control.skip_cadence_emit):
             events.emit("metric", **deterministic_part(last_line))
-        settle(parts, progress)
-        if is_checkpoint_due(plan, progress):
+        verdict = settle(parts, progress) or verdict
+        if is_checkpoint_due(plan, progress) and not (verdict and verdict.is_damage):
             checkpoint(parts, progress, last_line)
             saved = step
         if result.control and result.control.backoff_seconds:
             parts.stop.wait(result.control.backoff_seconds)
 
-    if parts.stop.outcome is not None:
-        events.emit("stop_requested", reason=parts.stop.reason)
-    if parts.stop.at_once:
+    if verdict is None and is_used_up(plan, progress) and is_settled(plan, progress):
+        verdict = verdict_at_end(plan, progress)
+    return _end(parts, progress, last_line, verdict, is_saved=saved == progress.step)
+
+
+def _take_up(parts: Parts, progress: Progress) -> Verdict | None:
+    """Make good at a restored step what a stop or a kill left undone; the verdict if the run ends there."""
+    verdict = settle(parts, progress) or standing_verdict(progress.gates, rules_of(parts.plan))
+    if verdict is not None and verdict.is_damage:
+        return verdict
+    if progress.best_step == progress.step:
+        parts.saver.mark_best(progress.step)
+    if is_artifact_due(parts.plan, progress):
+        parts.saver.complete_epoch(progress.step, epoch_metadata(parts, progress))
+    return verdict
+
+
+def _end(parts: Parts, progress: Progress, last_line: Json, verdict: Verdict | None, *, is_saved: bool) -> Ending:
+    """The last checkpoint, unless the weights are damaged or it is there; then what ended the loop."""
+    events, stop = parts.events, parts.stop
+    if verdict is None and stop.outcome is not None:
+        events.emit("stop_requested", reason=stop.reason)
+    if stop.at_once:
         raise Stopped("cancelled", AT_ONCE)
-    if saved != progress.step:
+    if not is_saved and (verdict is None or not verdict.is_damage):
         checkpoint(parts, progress, last_line)
     parts.saver.wait()
+    if progress.gates.skips_in_row and progress.best_step == progress.step:
+        parts.saver.mark_best(
+            progress.step
+        )  # the last batch of the data was left out: the step was judged after its save
     announce(parts.saver, events)
-    if progress.step >= max_steps and progress.settled == progress.step:
-        return Ending("completed", f"all {max_steps} steps of the budget are made")
-    assert parts.stop.outcome is not None, "the loop ends with its budget or with a request"
-    return Ending(parts.stop.outcome, parts.stop.reason)
+    if verdict is not None:
+        announce_verdict(events, progress.step, verdict)
+        return Ending(verdict.outcome, verdict.reason)
+    assert stop.outcome is not None, "the loop ends with a verdict or with a request"
+    return Ending(stop.outcome, stop.reason)
+
+
+def _finite(parts: Parts, step: int, result: StepResult, raw: RawBatch) -> dict[str, float]:
+    """The step's metrics. What is not finite here was found after the update: the run cannot go on without it."""
+    try:
+        return finite_metrics(step, result.metrics)
+    except NumericalInstability as error:
+        report_refusal(parts.events, error, raw.row_ids.tolist())
+        raise
 
 
 def make_step(parts: Parts, raw: RawBatch) -> StepResult:

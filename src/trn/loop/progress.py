@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Self
 
+from trn.gates import EpochTally, GateState
 from trn.records import Json, JsonError
 
 __all__ = ["Progress"]
@@ -26,6 +27,10 @@ class Progress:
     best: Json | None = None
     validation: Json | None = None
     """The last validation's metrics and its step."""
+    gates: GateState = field(default_factory=GateState)
+    """All that the gates remember."""
+    tally: EpochTally = field(default_factory=EpochTally)
+    """The steps of the epoch under way; at the end of an epoch, of the one that is over."""
 
     def to_json(self) -> Json:
         return asdict(self)
@@ -41,7 +46,8 @@ class Progress:
             one is None or isinstance(one, dict) for one in records
         ):
             raise JsonError("progress: a field is of the wrong type")
-        return cls(**value)
+        parts = {"gates": GateState.from_json(value["gates"]), "tally": EpochTally.from_json(value["tally"])}
+        return cls(**(value | parts))
 
     @property
     def best_step(self) -> int | None:

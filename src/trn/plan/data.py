@@ -74,7 +74,12 @@ def _budget(spec: Spec, order: Order) -> BudgetPlan:
         max_steps = spec.epochs * steps_per_epoch if counted else order.batches_total(spec.epochs)
     if max_steps < 1:
         raise PlanRefused(f"the data give no whole batch of {order.batch_size} rows.", where="dataset.batch_size")
-    return BudgetPlan(max_steps=max_steps, steps_per_epoch=steps_per_epoch, batches_per_pass=per_pass)
+    return BudgetPlan(
+        max_steps=max_steps,
+        steps_per_epoch=steps_per_epoch,
+        batches_per_pass=per_pass,
+        by_passes=spec.epochs is not None and spec.steps_per_epoch is None,
+    )
 
 
 def plan_validation(spec: Spec, trainer: Trainer, training: DatasetPlan) -> ValidationPlan | None:

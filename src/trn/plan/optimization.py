@@ -6,7 +6,7 @@ from trn.errors import PlanRefused
 from trn.spec import Spec
 from trn.spec.plan_model import BudgetPlan, CheckpointPlan, OptimizerPlan, SchedulePlan
 from trn.trainer import Trainer
-from trn.trainer.optimizers import optimizer_arguments
+from trn.trainer.optimizers import is_fusable, optimizer_arguments
 
 __all__ = ["plan_checkpoint", "plan_optimization"]
 
@@ -36,7 +36,7 @@ def plan_optimization(
         OptimizerPlan(
             name=optimizer.name,
             arguments=optimizer_arguments(optimizer.name, given, explicit),
-            fused=optimizer.fused,
+            fused=_fused(spec),
             accumulate=optimizer.accumulate,
         )
         if "optimizer" in honours
@@ -53,12 +53,22 @@ def plan_optimization(
     )
 
 
+def _fused(spec: Spec) -> bool:
+    """The fused implementation, where the spec leaves it open wherever there is one."""
+    able = is_fusable(spec.optimizer.name, spec.device.partition(":")[0])
+    if spec.optimizer.fused and not able:
+        raise PlanRefused(f"{spec.optimizer.name} cannot be fused on {spec.device}.", where="optimizer.fused")
+    return able if spec.optimizer.fused is None else spec.optimizer.fused
+
+
 def plan_checkpoint(spec: Spec) -> CheckpointPlan:
     """Which checkpoints are made and kept; without validation there is no best."""
     has_best = spec.validation is not None
     return CheckpointPlan(
         every_steps=spec.checkpoint_every,
+        every_epochs=spec.checkpoint.every_epochs,
         keep=spec.checkpoint.keep,
+        keep_epochs=spec.checkpoint.keep_epochs,
         best_metric=spec.checkpoint.best.metric if has_best else None,
         best_mode=spec.checkpoint.best.mode,
     )

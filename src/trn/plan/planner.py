@@ -14,11 +14,13 @@ from trn.devices import cpu_threads
 from trn.errors import PlanRefused
 from trn.plan.data import plan_data, plan_validation
 from trn.plan.device import torch_device
+from trn.plan.gating import plan_gates, plan_guard
 from trn.plan.optimization import plan_checkpoint, plan_optimization
 from trn.plan.params import make_params
 from trn.plan.versions import versions_here
 from trn.provenance import secret_paths
 from trn.provenance.code import code_sha256
+from trn.provenance.process import process_redactor
 from trn.ranks import World
 from trn.spec import LoadedSpec, Spec
 from trn.spec.plan_model import Plan, TrainerPlan
@@ -67,6 +69,8 @@ def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) 
         metric_every=spec.metric_every,
         sample_every=spec.sample_every,
         checkpoint=checkpoint,
+        gates=plan_gates(spec, trainer, params),
+        guard=plan_guard(spec),
         max_runtime_s=float(spec.limits.max_runtime_seconds),
         versions=versions_here(getattr(trainer, "libraries", ())),
         owner=spec.owner,
@@ -92,8 +96,6 @@ def _refuse_unbuilt(spec: Spec, world: World) -> None:
         "ddp": spec.ddp or world.world_size > 1,
         "ema.enabled": spec.ema.enabled,
         "export.onnx": spec.export.onnx is True,
-        "guard.policy": spec.guard.policy != "stop",
-        **{f"gates.{key}": True for key in spec.gates.model_fields_set},
         "checkpoint.save_delay_steps": spec.checkpoint.save_delay_steps > 0,
         "limits.hang_seconds": spec.limits.hang_seconds > 0,
         "limits.grace_seconds": "grace_seconds" in spec.limits.model_fields_set,
@@ -105,7 +107,7 @@ def _refuse_unbuilt(spec: Spec, world: World) -> None:
 
 def _refuse_secrets(plan: Plan) -> None:
     """The plan is written down as it is and given to whoever asks: no secret may stand in it."""
-    if paths := secret_paths(plan.to_json()):
+    if paths := secret_paths(plan.to_json(), process_redactor()):
         raise PlanRefused(
             f"{', '.join(paths)} looks like a secret, and a plan is no place for one.",
             where="the spec",
@@ -115,12 +117,14 @@ def _refuse_secrets(plan: Plan) -> None:
 
 def _refuse_unhonoured(spec: Spec, trainer: Trainer) -> None:
     honours: frozenset[str] = getattr(trainer, "honours", frozenset())
-    for key in ("optimizer", "schedule", "clip_grad_norm"):
-        if key in spec.model_fields_set and key not in honours:
+    asked = {key: key in spec.model_fields_set for key in ("optimizer", "schedule", "clip_grad_norm")}
+    asked["guard.policy"] = spec.guard.policy != "stop"
+    for key, is_asked in asked.items():
+        if is_asked and key.split(".")[0] not in honours:
             raise PlanRefused(
                 f"trainer {spec.trainer!r} makes its own updates and does not honour it.",
                 where=key,
-                hint="Remove the key, or list it in the trainer's `honours` and obey it.",
+                hint=f"Remove the key, or list {key.split('.')[0]!r} in the trainer's `honours` and obey it.",
             )
 
 

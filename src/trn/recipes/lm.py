@@ -101,6 +101,7 @@ class LanguageModel(TorchTrainer):
     Params = LanguageModelParams
     columns = ("tokens",)
     counts: ClassVar[Literal["samples", "tokens"]] = "tokens"
+    cross_entropy = True
     libraries: ClassVar[tuple[str, ...]] = ("transformers", "tokenizers")
 
     def __init__(self) -> None:
@@ -110,16 +111,20 @@ class LanguageModel(TorchTrainer):
                 where="trainer 'lm'",
                 hint="pip install 'trn-runtime[lm]'",
             )
-        self.vocab_size: int | None = None
-        """Known from `setup` on; ln(vocab_size) is the loss of a model that knows nothing."""
         self._tokenizer: Any = None
 
     def setup(self, ctx: Context) -> None:
         """Open the tokenizer. Raises DataError when it cannot be read, or has not `vocab` entries."""
         params: LanguageModelParams = ctx.params
-        self.vocab_size = params.vocab
         if params.tokenizer is not None:
             self._tokenizer = _open_tokenizer(Path(ctx.plan.spec_folder, params.tokenizer, "tokenizer.json"), params)
+
+    def vocab_size(self, params: LanguageModelParams) -> int:
+        return params.vocab
+
+    def tokens_of(self, row_length: int) -> int:
+        """How many predictions a row of so many tokens gives: what `loss` counts."""
+        return row_length - 1
 
     def build(self, ctx: Context) -> nn.Module:
         """The model with weights from torch's global generator; nothing is read from a hub or a cache."""

@@ -30,7 +30,9 @@ __all__ = ["ALLOWABLE", "Difference", "compare_with_spec", "compare_with_world",
 SAFE = frozenset(
     {
         "checkpoint.every_steps",
+        "checkpoint.every_epochs",
         "checkpoint.keep",
+        "checkpoint.keep_epochs",
         "dataset.readahead",
         "max_runtime_s",
         "metric_every",
@@ -47,6 +49,8 @@ ALLOWABLE = {
     "threads": ("threads",),
     "versions": ("versions.",),
     "code": ("trainer.code_sha256",),
+    "gates": ("gates.",),
+    "guard": ("guard.",),
 }
 """What --allow-change takes, and the keys of the plan that it covers; one that ends with a dot covers those below."""
 

@@ -21,6 +21,8 @@ __all__ = [
     "BudgetPlan",
     "CheckpointPlan",
     "DatasetPlan",
+    "GatesPlan",
+    "GuardPlan",
     "OptimizerPlan",
     "Plan",
     "SchedulePlan",
@@ -95,6 +97,8 @@ class BudgetPlan(_Part):
     max_steps: int
     steps_per_epoch: int
     batches_per_pass: int
+    by_passes: bool
+    """Whether the budget is so many passes over the data: then a batch that was skipped counts towards it too."""
 
 
 class OptimizerPlan(_Part):
@@ -116,9 +120,38 @@ class SchedulePlan(_Part):
 
 class CheckpointPlan(_Part):
     every_steps: int
+    every_epochs: int
+    """0: no epoch artifacts."""
     keep: int
+    keep_epochs: int
+    """How many epoch-NNN.pt stay; 0: all of them."""
     best_metric: str | None
     best_mode: Literal["min", "max"]
+
+
+class GatesPlan(_Part):
+    """The rules that may end this run, see trn.gates; with `guard` they are all that a gate is told."""
+
+    cross_entropy: bool
+    """Whether the trainer declares that val_loss is a mean cross-entropy in nats."""
+    vocab_size: int | None
+    """How many classes it tells apart, where the trainer says so."""
+    regime: Literal["finetune", "from_scratch"]
+    target_val_loss: float | None
+    require_target: bool
+    patience: int | None
+    min_epochs: int
+    min_delta: float
+    divergence_factor: float | None
+    telemetry: Literal["warn", "stop"]
+
+
+class GuardPlan(_Part):
+    """What happens to a step that is not finite."""
+
+    policy: Literal["stop", "skip"]
+    max_skips: int
+    lr_decay: float
 
 
 class Plan(_Part):
@@ -150,6 +183,8 @@ class Plan(_Part):
     metric_every: int
     sample_every: int
     checkpoint: CheckpointPlan
+    gates: GatesPlan
+    guard: GuardPlan
     max_runtime_s: float
     """0: no limit."""
     versions: dict[str, str]

@@ -134,7 +134,7 @@ class DatasetSpec(_Part):
     """The training data and how a step's rows are cut from it; exactly one of `parquet_paths` and `manifest`."""
 
     parquet_paths: Paths | None = None
-    """Parquet files, globs or URLs, in this order. Relative ones belong to the file that wrote them."""
+    """Parquet files, folders of them, or globs, in this order; URLs are not read yet."""
     manifest: PathText | None = None
     """A manifest as `trn data index` writes it, instead of `parquet_paths`."""
     columns: Names = ()
@@ -157,7 +157,7 @@ class ValidationSpec(_Part):
     """The validation data and when they are used; exactly one of `parquet_paths` and `manifest`."""
 
     parquet_paths: Paths | None = None
-    """Parquet files, globs or URLs, in this order. Relative ones belong to the file that wrote them."""
+    """Parquet files, folders of them, or globs, in this order; URLs are not read yet."""
     manifest: PathText | None = None
     """A manifest as `trn data index` writes it, instead of `parquet_paths`."""
     every_steps: Count = 0
@@ -229,6 +229,10 @@ class CheckpointSpec(_Part):
 
     keep: Annotated[int, Field(ge=2, le=_LARGEST), BeforeValidator(_whole)] = 3
     """The newest this many stay, and the best one; never fewer than two, so that one may be torn."""
+    every_epochs: Count = 1
+    """An artifact of the epoch, `epoch-NNN.pt` and its metadata, each this many epochs; 0: none."""
+    keep_epochs: Count = 3
+    """The newest this many `epoch-NNN.pt` stay, their metadata always; 0: all of them."""
     save_delay_steps: Count = 0
     """No best checkpoint before this step; 0: from the first evaluation."""
     best: BestSpec = Field(default_factory=BestSpec)

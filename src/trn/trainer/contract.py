@@ -7,6 +7,9 @@
     state_dict(state) -> dict                   all that must survive: tensors and plain containers
     load_state_dict(state, payload, ctx)        the same, given back
 
+A trainer may say more of itself: `columns`, `Params`, `counts`, `honours` (which keys of the spec it obeys),
+`cross_entropy` and `vocab_size` (what its val_loss is, see docs/gates.md).
+
 Optional: `evaluate(batches, state, ctx) -> metrics` and `sample(state, ctx) -> {name: text or bytes}`.
 """
 
@@ -73,12 +76,13 @@ class Context:
     """What a hook may know, read-only: the plan, the place, and where in the run it is called.
 
     `step` is the step being made, from 1 (0 before the first); `row_ids` are the data-set row numbers of this rank's
-    rows, int64 `[rows]`. `cancelled()` is true once the run was asked to stop: long work of your own should look.
+    rows, int64 `[rows]`. `lr_factor` is what skipped steps have made of the learning rate: multiply yours by it if you
+    honour `guard`. `cancelled()` is true once the run was asked to stop: long work of your own should look.
     `tensors(raw_batch)` gives its columns as tensors, without a copy where the layout allows.
     """
 
-    __slots__ = ("_epoch", "_row_ids", "_row_passes", "_step", "cancelled", "device", "local_rank", "params", "plan",
-                 "rank", "run_dir", "tensors", "world_size")  # fmt: skip
+    __slots__ = ("_epoch", "_lr_factor", "_row_ids", "_row_passes", "_step", "cancelled", "device", "local_rank",
+                 "params", "plan", "rank", "run_dir", "tensors", "world_size")  # fmt: skip
 
     def __init__(
         self,
@@ -104,6 +108,7 @@ class Context:
         self.world_size = world_size
         self._step = 0
         self._epoch = 0
+        self._lr_factor = 1.0
         self._row_ids: np.ndarray = np.empty(0, np.int64)
         self._row_passes: np.ndarray = np.empty(0, np.int32)
 
@@ -114,6 +119,10 @@ class Context:
     @property
     def epoch(self) -> int:
         return self._epoch
+
+    @property
+    def lr_factor(self) -> float:
+        return self._lr_factor
 
     @property
     def row_ids(self) -> np.ndarray:
@@ -138,8 +147,9 @@ class Context:
         digest = hashlib.sha256(f"{self.plan.seed}/{pass_index}/{int(sample_id)}".encode()).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
-    def _enter_step(self, step: int, epoch: int, row_ids: np.ndarray, row_passes: np.ndarray) -> None:
+    def _enter_step(self, step: int, epoch: int, row_ids: np.ndarray, row_passes: np.ndarray, lr_factor: float) -> None:
         """For the loop alone: the hooks that follow belong to this step and these rows."""
+        self._lr_factor = lr_factor
         self._step = step
         self._epoch = epoch
         self._row_ids = row_ids

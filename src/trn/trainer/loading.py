@@ -55,7 +55,7 @@ def _import(module_name: str, name: str) -> ModuleType:
             f"there is no module {module_name!r} and no installed trainer of that name (installed: {known}).",
             "Put the module beside the spec, install its package, or write module:Class.",
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _refuse(name, f"importing {module_name!r} raised {type(error).__name__}: {error}.") from error
 
 
@@ -118,6 +118,6 @@ def _made(kind: Any, name: str) -> Any:
         return kind()
     except TrnError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"{kind.__name__}() raised {type(error).__name__}: {error}."
         raise _refuse(name, message, "A trainer is made without arguments.") from error

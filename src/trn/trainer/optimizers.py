@@ -11,7 +11,7 @@ import torch
 from trn.errors import PlanRefused
 from trn.spec.plan_model import OptimizerPlan
 
-__all__ = ["OPTIMIZERS", "build_optimizer", "optimizer_arguments"]
+__all__ = ["OPTIMIZERS", "build_optimizer", "is_fusable", "optimizer_arguments"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): kind
@@ -38,13 +38,19 @@ def optimizer_arguments(name: str, given: dict[str, Any], explicit: set[str]) ->
     return {key: value for key, value in given.items() if key in taken}
 
 
+def is_fusable(name: str, device_type: str) -> bool:
+    """Whether the optimizer has a fused implementation for parameters on such a device."""
+    return "fused" in inspect.signature(OPTIMIZERS[name]).parameters and device_type in _FUSED_DEVICES
+
+
 def build_optimizer(plan: OptimizerPlan, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The planned optimizer over `parameters`; fused when the plan says so, or leaves it open and it can be."""
     kind = OPTIMIZERS[plan.name]
-    takes_fused = "fused" in inspect.signature(kind).parameters
-    able = takes_fused and all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in parameters)
+    able = all(p.is_floating_point() and is_fusable(plan.name, p.device.type) for p in parameters)
     if plan.fused and not able:
-        raise PlanRefused(f"{plan.name} cannot be fused for these parameters.", where="optimizer.fused")
+        raise PlanRefused(
+            f"{plan.name} cannot be fused for these parameters.", where="optimizer.fused", hint="Set it to false."
+        )
     arguments: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in plan.arguments.items()
     }

@@ -16,6 +16,7 @@ that is not finite is refused before the optimizer moves.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trn.errors import TrainerError
+from trn.errors import NumericalInstability, TrainerError
 from trn.gates import require_finite
 from trn.trainer.contract import Context, StepResult
 from trn.trainer.optimizers import build_optimizer
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["NoParams", "Step", "TorchState", "TorchTrainer"]
 
 Batch = Mapping[str, Tensor]
+
+_NAMED_FIRST = ("train_loss", "grad_norm")
+"""Of several values that are not finite, the one that says most about why is named."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class TorchTrainer(ABC):
     Params: ClassVar[type] = NoParams
     columns: ClassVar[tuple[str, ...]] = ()
     counts: ClassVar[Literal["samples", "tokens"]] = "samples"
-    honours: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule", "clip_grad_norm"})
+    cross_entropy: ClassVar[bool] = False
+    """Whether the loss is a mean cross-entropy in nats: then a gate ends the run when its val_loss diverges."""
+    honours: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule", "clip_grad_norm", "guard"})
 
     @abstractmethod
     def build(self, ctx: Context) -> nn.Module:
@@ -87,6 +93,10 @@ class TorchTrainer(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Step:
         """Mean loss of one micro-batch. In evaluation it is called without gradients, with `model.eval()`."""
+
+    def vocab_size(self, params: Any) -> int | None:
+        """How many classes a cross-entropy tells apart, for the cap of a first validation; None: no such cap."""
+        return None
 
     def transform(self, raw_batch: pa.RecordBatch, ctx: Context) -> Batch:
         """Rows to tensors, all with the rows as their first dimension; by default the columns as they are."""
@@ -115,6 +125,8 @@ class TorchTrainer(ABC):
         assert plan.optimizer is not None, "the plan of a TorchTrainer has an optimizer"
         assert plan.schedule is not None, "the plan of a TorchTrainer has a schedule"
         optimizer = state.optimizer
+        # a forward pass moves buffers (the means of a batch norm), and a refused step must leave them as they were
+        buffers = [(one, one.clone()) for one in state.model.buffers()] if plan.guard.policy == "skip" else []
         for parameter in state.parameters:
             parameter.grad = None
         loss, count, metrics = self._backward(batch, state, plan.optimizer.accumulate)
@@ -122,19 +134,23 @@ class TorchTrainer(ABC):
         if not gradients:
             raise TrainerError("no parameter got a gradient from the loss.")
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        grad_norm = norm.item()
-        require_finite(ctx.step, "train_loss", loss)
-        require_finite(ctx.step, "grad_norm", grad_norm)
+        lr = lr_at(plan.schedule, ctx.step - 1) * ctx.lr_factor
+        metrics |= {"train_loss": loss, "grad_norm": norm.item(), "lr": lr}
+        # what is no number at all is told by the loop
+        bad = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+        if bad:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            first = next((name for name in _NAMED_FIRST if name in bad), bad[0])
+            raise NumericalInstability(step=ctx.step, field=first, value=metrics[first])
         if plan.clip_grad_norm is not None:
             # as torch.nn.utils.clip_grad_norm_ does it, in 2 calls instead of 60
             torch._foreach_mul_(gradients, torch.clamp(plan.clip_grad_norm / (norm + 1e-6), max=1.0))
-        lr = lr_at(plan.schedule, ctx.step - 1)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
         state.step = ctx.step
-        lr = float(optimizer.param_groups[0]["lr"])
-        metrics |= {"train_loss": loss, "grad_norm": grad_norm, "lr": lr}
+        metrics["lr"] = float(optimizer.param_groups[0]["lr"])
         return StepResult(metrics, tokens=count if self.counts == "tokens" else None)
 
     def state_dict(self, state: TorchState) -> dict[str, Any]:
