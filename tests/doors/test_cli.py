@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,29 @@ def test_reading_verbs_load_nothing_heavy(demo: Path, arguments: list[str]) -> N
     assert done.stderr == "0 []\n"
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["list"]])
+def test_what_digests_nothing_does_not_load_openssl(demo: Path, arguments: list[str]) -> None:
+    code = (
+        "import sys; from trn.doors.cli import main; status = main(sys.argv[1:]);"
+        "print(status, '_hashlib' in sys.modules, 'trn.doors.stream' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr == "0 False False\n"
+
+
+def test_the_collector_rests_while_a_verb_is_imported_and_works_while_it_runs(demo: Path) -> None:
+    code = (
+        "import gc, sys; from trn.doors import cli; loads, states = cli.importlib.import_module, [gc.isenabled()]\n"
+        "def load(name):\n"
+        "    states.append(gc.isenabled()); module = loads(name)\n"
+        "    module.newest_jobs = lambda *_: states.append(gc.isenabled()) or []\n"
+        "    return module\n"
+        "cli.importlib.import_module = load; cli.main(['list']); print(states)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[True, False, True]\n"
+
+
 @pytest.mark.parametrize("verb", [["data", "--help"], ["resume", "nothing"], ["run", "--help"]])
 def test_working_verbs_load_the_spec_only_when_they_read_one(runs_dir: Path, verb: list[str]) -> None:
     code = (
@@ -83,14 +107,10 @@ def test_working_verbs_load_the_spec_only_when_they_read_one(runs_dir: Path, ver
 
 
 def _cpu_s(command: list[str], environment: dict[str, str]) -> float:
-    """The least CPU time of ten runs: what others do on the machine only adds to it."""
-    times = []
-    for _ in range(10):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(times)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.slow
@@ -103,10 +123,15 @@ def test_help_and_a_list_of_a_thousand_jobs_stay_near_the_bare_interpreter(runs_
     # as installed: compiled once; the environment of a test run may forbid that
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path / "compiled")
-    bare = _cpu_s([sys.executable, "-c", "pass"], environment)
-    for verb in ("--help", "list"):
-        # 4.4 and 5.7 when measured; the margin is for a busy machine
-        assert _cpu_s([sys.executable, "-m", "trn.doors.cli", verb], environment) < 8 * bare, verb
+    verb = [sys.executable, "-m", "trn.doors.cli"]
+    commands = {"bare": [sys.executable, "-c", "pass"], "--help": [*verb, "--help"], "list": [*verb, "list"]}
+    for command in commands.values():
+        _cpu_s(command, environment)
+    # in turn: whatever else the machine does slows all of a round, and the median forgets the odd one
+    rounds = [{name: _cpu_s(command, environment) for name, command in commands.items()} for _ in range(11)]
+    # 4.0 and 5.1 when measured, with 0.2 between repetitions, idle or busy; click alone is 3.8
+    for name, most in (("--help", 5), ("list", 6)):
+        assert statistics.median(one[name] / one["bare"] for one in rounds) < most, name
 
 
 # mistakes
@@ -132,7 +157,6 @@ def test_help_names_every_verb_and_each_verb_has_help(capsys: Capture) -> None:
         (["list", "--nonsense"], "No such option"),
         (["logs"], "Missing argument"),
         (["run", "--config", "x", "--resume", "--dry-run"], "exclude each other"),
-        (["schema", "nonsense"], "there is no schema 'nonsense'; there are spec, event, metrics, outcome, job."),
         (["resume", "nothing"], "there are no runs here"),
         (["verify", "nothing"], "there are no runs here"),
     ],
@@ -308,10 +332,35 @@ def test_a_killed_runner_and_its_resume_through_the_command_line(runs_dir: Path,
 
 @pytest.mark.slow
 def test_a_dry_run_prints_the_plan_and_writes_nothing(runs_dir: Path, job: Path) -> None:
-    done = trn("run", "--config", str(job), "--run-id", "demo", "--dry-run")
+    (job.parent / "noisy.py").write_text(f"print('imported')\n{(job.parent / 'noisy.py').read_text()}")
+    before = sorted(path.name for path in job.parent.iterdir())
+    flags = ("--max-steps", "30", "--lr", "0.02", "--val-every-steps", "7", "--no-shuffle")
+    done = trn(
+        "run",
+        "--config",
+        str(job),
+        "--run-id",
+        "demo",
+        "--dry-run",
+        *flags,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["run_id"] == "demo"
+    document = json.loads(done.stdout)
+    assert set(document) == {"plan", "forecast"}
+    plan = document["plan"]
+    assert (plan["run_id"], plan["budget"]["max_steps"], plan["schedule"]["lr_max"]) == ("demo", 30, 0.02)
+    assert (plan["validation"]["every_steps"], plan["dataset"]["shuffle"]) == (7, False)
+    # 8 x 16 + 16, a batch norm of 16 + 16, 16 + 1
+    assert document["forecast"]["parameters"] == {"total": 193, "trainable": 193}
+    said = done.stderr.splitlines()
+    assert said[:3] == [
+        "imported",
+        "what run demo will take; nothing was started and nothing written",
+        "  model   193 parameters",
+    ]
     assert not runs_dir.exists()
+    assert sorted(path.name for path in job.parent.iterdir()) == before
 
 
 @pytest.mark.slow
@@ -334,33 +383,3 @@ def test_a_file_in_the_current_folder_does_not_stand_in_for_a_module(tmp_path: P
     (tmp_path / "pyarrow.py").write_text("raise SystemExit('the wrong one')\n")
     done = trn("data", "index", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("name", ["spec", "event", "metrics", "outcome", "job"])
-def test_schemas_are_json_schema(name: str, capsys: Capture) -> None:
-    assert main(["schema", name]) == 0
-    schema = json.loads(capsys.readouterr().out)
-    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema["type"] == "object"
-    assert schema["properties"]
-
-
-def test_schemas_fit_what_is_written(demo: Path, capsys: Capture) -> None:
-    """Required and known keys of the schemas against a run's own files."""
-
-    def schema_of(name: str) -> dict[str, Any]:
-        capsys.readouterr()
-        assert main(["schema", name]) == 0
-        schema: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return schema
-
-    outcome = json.loads((demo / "reports" / "outcome.json").read_bytes())
-    assert set(outcome) == set(schema_of("outcome")["properties"])
-    event = schema_of("event")
-    for line in read_lines(demo / "reports" / "events.jsonl"):
-        assert set(event["required"]) <= set(line)
-        assert line["event"] in event["properties"]["event"]["enum"]
-    capsys.readouterr()
-    assert main(["list", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
-    assert set(row) == set(schema_of("job")["properties"])

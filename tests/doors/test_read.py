@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -80,6 +81,27 @@ def test_a_list_has_jobs_newest_first_with_what_became_of_them(runs_dir: Path, c
     lines = words(capsys, "list")
     assert lines[0].split() == ["RUN", "STATE", "EXIT", "SUBMITTED", "(UTC)", "JOB"]
     assert lines[1].split()[:3] == ["two", "rejected", "78"]
+
+
+def test_a_run_that_cannot_be_read_is_said_to_be_so_and_the_list_goes_on(runs_dir: Path, capsys: Capture) -> None:
+    trained(runs_dir, "good", "--then", "complete")
+    row = row_of(runs_dir, "odd")
+    with open_store(runs_dir) as store:
+        store.add(row)
+        store.advance(row.job_id, "running")
+    reports = make_folder(runs_dir / "odd/reports")
+    (reports / "outcome.json").symlink_to("/proc/self/mem")  # a read of it fails, even for root
+    odd, good = answer(capsys, "list")
+    assert (odd["run_id"], odd["state"], good["state"]) == ("odd", "running", "completed")
+    assert odd["reason"] == f"its folder cannot be read: {runs_dir / 'odd'}: Input/output error"
+    header, first, second = words(capsys, "list")
+    assert header.split() == ["RUN", "STATE", "EXIT", "SUBMITTED", "(UTC)", "JOB"]
+    assert first.startswith("odd   running")
+    assert first.endswith(f"{row.job_id}  {odd['reason']}")
+    assert second.split()[:3] == ["good", "completed", "0"]
+    # a new job is not kept from starting either
+    trained(runs_dir, "later", "--then", "complete")
+    assert [row["state"] for row in answer(capsys, "list")] == ["completed", "running", "completed"]
 
 
 def test_a_lost_store_costs_no_run(runs_dir: Path, capsys: Capture) -> None:
@@ -268,3 +290,17 @@ def test_followed_logs_end_with_the_job(runs_dir: Path) -> None:
         assert follower.wait(30) == 0
     child.wait()
     assert "preempted at step 3 (exit 75): SIGTERM" in rest
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "train_metrics.jsonl"])
+@pytest.mark.parametrize("verb", ["status", "logs"])
+def test_a_pipe_in_the_place_of_a_journal_is_not_waited_for(
+    runs_dir: Path, capsys: Capture, verb: str, name: str
+) -> None:
+    trained(runs_dir, "demo", "--then", "complete")
+    path = runs_dir / "demo/reports" / name
+    path.unlink()
+    os.mkfifo(path)
+    capsys.readouterr()
+    assert main([verb, "demo"]) in (0, 74)
+    assert capsys.readouterr().err in ("", "storage error [io_error]: Illegal seek.\n")

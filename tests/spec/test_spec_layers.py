@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trn.errors import Problem, SpecError
-from trn.spec import LoadedSpec, load_spec
+from trn.spec import Flag, LoadedSpec, load_spec, read_number
 from trn.spec.sources import MAX_FILES
 
 Write = Callable[..., Path]
@@ -29,9 +29,36 @@ def test_each_layer_wins_over_the_one_before(write: Write) -> None:
     assert threads(profile="p") == 3
     assert threads(profile="p", sets=["threads=4"]) == 4
     assert threads(profile="p", sets=["threads=4", "threads=5"]) == 5
-    assert threads(profile="p", sets=["threads=5"], flags={"threads": 6}) == 6
-    assert threads(flags={"threads": None}) == 2
+    assert threads(profile="p", sets=["threads=5"], flags=[Flag("--threads", "threads", 6)]) == 6
     assert load_spec(child).spec.owner == "base"
+
+
+def test_a_flag_takes_the_place_of_the_key_that_says_the_same(write: Write, refuse: Refuse) -> None:
+    path = write("schedule: {kind: linear, lr_max: 0.5, lr_min: 0.01}\n")
+    steps, epochs = Flag("--max-steps", "max_steps", 5), Flag("--epochs", "epochs", 3)
+    lr = Flag("--lr", "optimizer.lr", 1)
+    by_epochs = load_spec(path, sets=["max_steps=7"], flags=[epochs]).spec
+    assert (by_epochs.max_steps, by_epochs.epochs) == (None, 3)
+    child = write("extends: spec.yaml\nmax_steps: null\nepochs: 2\n", "child.yaml", good=False)
+    by_steps = load_spec(child, flags=[steps]).spec
+    assert (by_steps.max_steps, by_steps.epochs) == (5, None)
+    assert load_spec(path, flags=[lr]).spec.schedule.lr_max == 1
+    without = load_spec(write(name="without.yaml"), flags=[lr]).spec
+    assert (without.optimizer.lr, without.schedule.kind) == (1, "constant")
+    (problem,) = refuse(path, flags=[steps, epochs])
+    assert (problem.file, problem.path) == ("--max-steps", "max_steps")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("3", 3), ("-1", -1), ("1e-3", 1e-3), ("1e6", 1e6), ("012", 12), ("0x1F", 31), (".5", 0.5)]
+)
+def test_a_flag_reads_numbers_as_a_document_has_them(text: str, number: float) -> None:
+    assert read_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "x", "true", "null", "~", "1_000", " 3", "3 4", "[3]", "1e", "no"])
+def test_what_is_no_number_stays_text_for_the_schema_to_refuse(text: str) -> None:
+    assert read_number(text) == text
 
 
 def test_mappings_merge_and_lists_replace(write: Write) -> None:
@@ -180,7 +207,9 @@ def test_relative_paths_belong_to_the_file_that_wrote_them(
     assert spec.runs_dir is not None
     assert os.path.normpath(spec.runs_dir) == f"{tmp_path}/runs"
     assert load_spec(child, profile="p").spec.dataset.parquet_paths == (f"{tmp_path}/child/p/*.parquet",)
-    set_here = load_spec(child, sets=["dataset.parquet_paths=[a.parquet]"], flags={"runs_dir": Path("r")}).spec
+    set_here = load_spec(
+        child, sets=["dataset.parquet_paths=[a.parquet]"], flags=[Flag("--runs-dir", "runs_dir", Path("r"))]
+    ).spec
     assert set_here.dataset.parquet_paths == (f"{here}/a.parquet",)
     assert set_here.runs_dir == f"{here}/r"
 
@@ -244,7 +273,7 @@ def test_a_stronger_layer_wins_in_whichever_spelling(write: Write) -> None:
     assert load_spec(child).spec.precision == "bf16"
     assert load_spec(child, profile="p").spec.precision == "fp16"
     assert load_spec(child, profile="p", sets=["amp=bf16"]).spec.precision == "bf16"
-    assert load_spec(child, sets=["amp=fp16"], flags={"precision": "none"}).spec.precision == "none"
+    assert load_spec(child, sets=["amp=fp16"], flags=[Flag("--amp", "precision", "none")]).spec.precision == "none"
 
 
 @pytest.mark.parametrize(
@@ -361,8 +390,8 @@ def test_a_set_that_means_nothing_is_refused_by_name(
 
 
 def test_bytes_that_are_no_text_are_refused(write: Write, refuse: Refuse, tmp_path: Path) -> None:
-    (problem,) = refuse(write(), flags={"run_id": "a\udcff", "threads": None})
-    assert str(problem) == "command line: run_id: text with half of a surrogate pair, which UTF-8 cannot hold"
+    (problem,) = refuse(write(), flags=[Flag("--run-id", "run_id", "a\udcff")])
+    assert str(problem) == "--run-id: run_id: text with half of a surrogate pair, which UTF-8 cannot hold"
     (problem,) = refuse(write(), sets=["owner=\udcff"])
     assert problem.message == "the character 0xdcff is not allowed in YAML"
     problems = refuse(write(name=os.fsdecode(b"\xff/spec.yaml")))
@@ -380,11 +409,11 @@ def test_the_names_of_profiles_are_shown_without_control_characters(write: Write
 def test_problems_of_all_layers_come_together(write: Write, refuse: Refuse) -> None:
     write("thread: 1\n", "base.yaml")
     child = write("extends: base.yaml\nowner: 3\n", "c.yaml", good=False)
-    problems = refuse(child, sets=["x", "gates.patience=-1"], flags={"threads": "many"})
+    problems = refuse(child, sets=["x", "gates.patience=-1"], flags=[Flag("--threads", "threads", "many")])
     assert [(problem.path, os.path.basename(problem.file or "")) for problem in problems] == [
         ("owner", "c.yaml"),
         ("thread", "base.yaml"),
         ("", "--set"),
         ("gates.patience", "--set"),
-        ("threads", "command line"),
+        ("threads", "--threads"),
     ]

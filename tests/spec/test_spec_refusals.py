@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trn.errors import Problem, SpecError
-from trn.spec import load_spec
+from trn.spec import Flag, load_spec
 
 Write = Callable[..., Path]
 Refuse = Callable[..., list[Problem]]
@@ -253,5 +253,5 @@ def test_a_refusal_reads_as_one_line_a_problem(write: Write) -> None:
 
 def test_a_refusal_creates_nothing(write: Write, refuse: Refuse, tmp_path: Path) -> None:
     path = write("sead: 1\nruns_dir: runs\n")
-    refuse(path, flags={"runs_dir": tmp_path / "elsewhere"})
+    refuse(path, flags=[Flag("--runs-dir", "runs_dir", tmp_path / "elsewhere")])
     assert list(tmp_path.iterdir()) == [path]

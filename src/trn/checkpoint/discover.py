@@ -1,4 +1,4 @@
-"""Find the newest checkpoint that holds, and set aside what came after it.
+"""Find the newest checkpoint that holds, or the one that was named, and set aside what came after it.
 
 Nothing is believed before it is verified: the meta by its own digest, the `.pt` by its hash, the metrics files by the
 digest of what this state had seen. What does not hold is named with its reason and the search walks back.
@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from trn.checkpoint.epochs import set_aside_epochs
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name, reject_reason
 from trn.checkpoint.retention import clean_leftovers, link_hint, unlink_hint
-from trn.errors import NoGoodCheckpoint
+from trn.errors import NoGoodCheckpoint, ResumeRefused
 from trn.files import make_folder, move
 from trn.records import JsonError
 
-__all__ = ["Found", "find_newest_good", "load_payload", "set_aside_later"]
+__all__ = ["Found", "find_named", "find_newest_good", "load_payload", "set_aside_later"]
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,17 @@ def find_newest_good(run_dir: Path, *, lineage: Collection[str], announced: set[
 
     Raises NoGoodCheckpoint when checkpoints had been committed and none holds.
     """
-    folder, reports = run_dir / "checkpoints", run_dir / "reports"
+    folder = run_dir / "checkpoints"
     steps = listed_steps(folder)
     newest = max(steps, default=0)
     rejected = [
         (checkpoint_name(step), "its meta is gone") for step in sorted(announced, reverse=True) if step > newest
     ]
     for step in steps:
-        try:
-            meta = CheckpointMeta.read(folder / meta_name(step))
-            reason = reject_reason(folder, meta, lineage=lineage, reports=reports)
-        except (JsonError, OSError) as error:
-            reason = f"{meta_name(step)}: {error}"
-        if reason is None:
-            return Found(meta, tuple(rejected))
-        rejected.append((checkpoint_name(step), reason))
+        found = _verified(run_dir, step, lineage)
+        if isinstance(found, CheckpointMeta):
+            return Found(found, tuple(rejected))
+        rejected.append((checkpoint_name(step), found))
     if rejected or announced:
         listed = "; ".join(f"{file}: {reason}" for file, reason in rejected)
         raise NoGoodCheckpoint(
@@ -60,6 +57,28 @@ def find_newest_good(run_dir: Path, *, lineage: Collection[str], announced: set[
     return Found(None, ())
 
 
+def find_named(run_dir: Path, step: int, *, lineage: Collection[str]) -> CheckpointMeta:
+    """The checkpoint of `step`, that and no other. Raises ResumeRefused where it does not hold."""
+    found = _verified(run_dir, step, lineage)
+    if isinstance(found, CheckpointMeta):
+        return found
+    raise ResumeRefused(
+        f"this checkpoint does not hold: {found}.",
+        where=str(run_dir / "checkpoints" / checkpoint_name(step)),
+        hint="Name another one, or give no name to begin from the newest that holds.",
+    )
+
+
+def _verified(run_dir: Path, step: int, lineage: Collection[str]) -> CheckpointMeta | str:
+    """The checkpoint of a step, or why it must not be used."""
+    folder = run_dir / "checkpoints"
+    try:
+        meta = CheckpointMeta.read(folder / meta_name(step))
+        return reject_reason(folder, meta, lineage=lineage, reports=run_dir / "reports") or meta
+    except (JsonError, OSError) as error:
+        return f"{meta_name(step)}: {error}"
+
+
 def load_payload(run_dir: Path, meta: CheckpointMeta) -> dict[str, Any]:
     """The content of a verified checkpoint; tensors are memory-mapped, private to this process, on the CPU."""
     path = run_dir / "checkpoints" / meta.file
@@ -67,8 +86,11 @@ def load_payload(run_dir: Path, meta: CheckpointMeta) -> dict[str, Any]:
     return payload
 
 
-def set_aside_later(run_dir: Path, *, step: int, best_step: int | None, job_id: str) -> list[str]:
-    """Move checkpoints after `step` to `abandoned-<job_id>/`, clean up, and let the hints name what is left."""
+def set_aside_later(run_dir: Path, *, step: int, epochs_over: int, best_step: int | None, job_id: str) -> list[str]:
+    """Move checkpoints after `step` to `abandoned-<job_id>/`, clean up, and let the hints name what is left.
+
+    `epochs_over` is how many epochs are over at that step: artifacts of later ones go too.
+    """
     folder = run_dir / "checkpoints"
     names = [
         name for later in listed_steps(folder) if later > step for name in (meta_name(later), checkpoint_name(later))
@@ -79,6 +101,7 @@ def set_aside_later(run_dir: Path, *, step: int, best_step: int | None, job_id: 
             target = make_folder(folder / f"abandoned-{job_id}")
             move(folder / name, target / name)
             moved.append(name)
+    moved += set_aside_epochs(folder, folder / f"abandoned-{job_id}", epochs_over=epochs_over)
     clean_leftovers(folder)
     for hint, at in (("last", step), ("best", best_step)):
         if at and (folder / meta_name(at)).exists() and (folder / checkpoint_name(at)).exists():

@@ -9,22 +9,25 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from trn.doors.beginning import fork_options, read_beginning
 from trn.doors.completion import complete_file, complete_run
+from trn.doors.flags import WithKnobs, given_knobs, knob_options
 from trn.doors.foreground import Watch, run_in_foreground
+from trn.doors.listing import json_option, runs_dir_option
 from trn.doors.progress import display_for
-from trn.doors.read import json_option, runs_dir_option
 from trn.doors.summary import summary_lines
 from trn.doors.targets import check_run_id, find, runs_folder
-from trn.errors import UsageError
+from trn.errors import SpecError, UsageError
 from trn.jobs import open_store, record_lost
 from trn.jobs.ending import Ending
 from trn.launch import InlineLauncher, Launcher, LocalLauncher, become
-from trn.records import JobRow, new_job_id, new_run_id, pretty_json, utc_now
+from trn.records import JobRow, canonical_json, new_job_id, new_run_id, pretty_json, utc_now
 
 __all__ = ["data_command", "resume_command", "run_command", "schema_command", "verify_command"]
 
@@ -43,14 +46,20 @@ _allow_change_option = click.option(
     "--allow-change",
     multiple=True,
     metavar="NAME",
-    help="On resume, go on in spite of a change of max_steps, lr, threads, versions or code; repeatable.",
+    help="On resume, go on in spite of a change of max_steps, lr, threads, versions, code, gates or guard; repeatable.",
+)
+
+_checkpoint_option = click.option(
+    "--checkpoint",
+    metavar="NAME",
+    help="Go on from this checkpoint and no other: last, best, a step, or the path of its file.",
 )
 
 
 # run, resume
 
 
-@click.command(name="run")
+@click.command(name="run", cls=WithKnobs)
 @click.option(
     "--config", required=True, metavar="FILE", shell_complete=complete_file, help="The spec: YAML, JSON or TOML."
 )
@@ -60,7 +69,14 @@ _allow_change_option = click.option(
 @runs_dir_option
 @click.option("--resume", is_flag=True, help="Continue the run, which must exist and fit the spec.")
 @click.option("--auto-resume", is_flag=True, help="Continue the run if it exists, else start it.")
-@click.option("--dry-run", is_flag=True, help="Print the plan as JSON and write nothing.")
+@_checkpoint_option
+@click.option(
+    "--resume-from",
+    metavar="NAME|RUN|PATH",
+    help="A checkpoint's name: --resume with --checkpoint. Another run, or a checkpoint in it: begin there, as a fork.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and what it will take, and write nothing.")
+@knob_options
 @_allow_change_option
 @_launcher_option
 @json_option
@@ -72,10 +88,13 @@ def run_command(
     runs_dir: str | None,
     resume: bool,
     auto_resume: bool,
+    checkpoint: str | None,
+    resume_from: str | None,
     dry_run: bool,
     allow_change: tuple[str, ...],
     launcher: str,
     as_json: bool,
+    **given: Any,
 ) -> int:
     """Train: start a run from a spec, or continue one, and stay with it until it ends.
 
@@ -84,22 +103,34 @@ def run_command(
     """
     if resume + auto_resume + dry_run > 1:
         raise UsageError("--resume, --auto-resume and --dry-run exclude each other.", where="command line")
-    from trn.spec import load_spec  # heavy: only for this verb
+    if dry_run and (checkpoint or resume_from):
+        raise UsageError("it plans a new run, and takes no checkpoint.", where="--dry-run")
+    from trn.spec import Flag, load_spec, read_number  # heavy: only for this verb
 
-    spec = load_spec(Path(config), sets=sets, profile=profile).spec
+    knobs = [
+        Flag(knob.name, knob.key, read_number(value) if knob.is_number and isinstance(value, str) else value)
+        for knob, value in given_knobs(given)
+    ]
+    try:
+        spec = load_spec(Path(config), sets=sets, flags=knobs, profile=profile).spec
+    except SpecError as error:
+        raise _without_secrets(error) from error
     named = spec.run_id if run_id is None else run_id
-    if named is None and (resume or auto_resume):
+    folder = runs_folder(runs_dir, spec.runs_dir)
+    run_id = check_run_id(new_run_id() if named is None else named)
+    begin = read_beginning(resume_from, checkpoint, run_dir=folder / run_id, resume=resume, auto_resume=auto_resume)
+    if named is None and (begin.resume or auto_resume):
         raise UsageError(
             "there is no run id to look for.",
-            where="--resume" if resume else "--auto-resume",
+            where="--auto-resume" if auto_resume else "--resume",
             hint="Give --run-id, or run_id in the spec.",
         )
-    folder = runs_folder(runs_dir, spec.runs_dir)
-    row = _new_job(folder, check_run_id(new_run_id() if named is None else named), config)
+    row = _new_job(folder, run_id, config)
     options = [("--config", row.config_path), ("--run-id", row.run_id), ("--runs-dir", str(folder))]
     options += [("--set", one) for one in sets] + ([("--profile", profile)] if profile else [])
-    options += [("--allow-change", name) for name in allow_change]
-    flags = [name for name, on in (("--resume", resume), ("--auto-resume", auto_resume)) if on]
+    options += [("--flag", canonical_json([knob.name, knob.key, knob.value]).decode()) for knob in knobs]
+    options += [("--allow-change", name) for name in allow_change] + begin.options
+    flags = [name for name, on in (("--resume", begin.resume), ("--auto-resume", auto_resume)) if on]
     argv = [*_runner(row), *(part for option in options for part in option), *flags]
     if dry_run:
         become([*argv, "--dry-run"])
@@ -108,24 +139,49 @@ def run_command(
 
 @click.command(name="resume")
 @click.argument("run", metavar="ID|PATH", shell_complete=complete_run)
+@_checkpoint_option
+@click.option("--run-id", metavar="NEW", help="Fork: leave the run as it is, and go on in a new one of this name.")
 @runs_dir_option
 @_allow_change_option
 @_launcher_option
 @json_option
-def resume_command(run: str, runs_dir: str | None, allow_change: tuple[str, ...], launcher: str, as_json: bool) -> int:
+def resume_command(
+    run: str,
+    checkpoint: str | None,
+    run_id: str | None,
+    runs_dir: str | None,
+    allow_change: tuple[str, ...],
+    launcher: str,
+    as_json: bool,
+) -> int:
     """Continue a run that was stopped, by its own plan, from its newest good checkpoint.
 
     The run is named by its id, by the id of one of its jobs, or by the path of its folder. A finished run is left as
-    it is, and its outcome is told again.
+    it is, and its outcome is told again, unless --checkpoint names an older checkpoint: it then trains on from there.
+    With --run-id the run itself stays as it is, and a new one goes on in its place, beside it or in --runs-dir.
     """
     target = find(run, runs_folder(runs_dir))
     if not target.run_dir.is_dir():
         raise UsageError(
             f"the job {run!r} was refused and left no run.", where=str(target.run_dir), hint="Start it with `trn run`."
         )
-    row = _new_job(target.runs_dir, target.run_id, "")
-    allowed = [part for name in allow_change for part in ("--allow-change", name)]
-    return _stay_with(row, target.runs_dir, [*_runner(row), "--run-dir", row.run_dir, *allowed], launcher, as_json)
+    options = [part for name in allow_change for part in ("--allow-change", name)]
+    options += [] if checkpoint is None else ["--checkpoint", checkpoint]
+    if run_id is None:
+        row = _new_job(target.runs_dir, target.run_id, "")
+        return _stay_with(row, target.runs_dir, [*_runner(row), "--run-dir", row.run_dir, *options], launcher, as_json)
+    folder = target.runs_dir if runs_dir is None else runs_folder(runs_dir)
+    options += fork_options(target, check_run_id(run_id), folder)
+    row = _new_job(folder, run_id, "")
+    return _stay_with(row, folder, [*_runner(row), *options], launcher, as_json)
+
+
+def _without_secrets(error: SpecError) -> SpecError:
+    """The same problems; a value that is shown in one may be a token that was put into the wrong place."""
+    from trn.provenance.process import process_redactor  # heavy: only to refuse
+
+    words = process_redactor().words
+    return SpecError([replace(one, path=words(one.path), message=words(one.message)) for one in error.problems])
 
 
 def _new_job(runs_dir: Path, run_id: str, config: str) -> JobRow:
@@ -204,7 +260,11 @@ def data_command(arguments: tuple[str, ...]) -> None:
 @click.command(name="schema")
 @click.argument("name", default="spec", metavar="[NAME]")
 def schema_command(name: str) -> None:
-    """Print the JSON Schema of a spec, or of what a run writes: spec, event, metrics, outcome, job."""
+    """Print the JSON Schema of a spec, or of a record that a run writes.
+
+    NAME is spec, plan, event, metrics, validation, outcome, checkpoint, epoch, run_meta, run_metadata, runtime_env,
+    forked_from, dataset or job.
+    """
     from trn.doors.schemas import schema_of  # reads the spec's models: heavy, only for this verb
 
     click.echo(pretty_json(schema_of(name)), nl=False)

@@ -8,6 +8,7 @@ folder by one rename. Not here: reading a spec (spec), what happens in the folde
 
 from trn.plan.data import plan_order
 from trn.plan.device import torch_device
+from trn.plan.measure import make_forecast, warn_of_few_tokens
 from trn.plan.params import make_params
 from trn.plan.planner import make_plan, use_spec_folder
 from trn.plan.publish import publish_run
@@ -15,6 +16,7 @@ from trn.plan.versions import NOT_LIBRARIES, versions_here
 
 __all__ = [
     "NOT_LIBRARIES",
+    "make_forecast",
     "make_params",
     "make_plan",
     "plan_order",
@@ -22,4 +24,5 @@ __all__ = [
     "torch_device",
     "use_spec_folder",
     "versions_here",
+    "warn_of_few_tokens",
 ]

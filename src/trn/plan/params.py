@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from trn.errors import Problem, SpecError
+from trn.provenance.secret_names import is_secret_name
 from trn.spec.words import found, nearest
 from trn.trainer import NoParams, Trainer
 
@@ -25,7 +26,7 @@ def make_params(trainer: Trainer, hyperparams: Mapping[str, Any]) -> Any:
         return dict(hyperparams)
     known = set(kind.__dataclass_fields__) if is_dataclass(kind) else set(hyperparams)
     if unknown := [key for key in hyperparams if key not in known]:
-        raise SpecError([Problem(f"hyperparams.{key}", _unknown(key, known, kind)) for key in unknown])
+        raise SpecError([Problem(_path(key), _unknown(key, known, kind)) for key in unknown])
     try:
         return TypeAdapter(kind).validate_python(dict(hyperparams))
     except ValidationError as error:
@@ -40,8 +41,14 @@ def _unknown(key: str, known: set[str], kind: type) -> str:
 
 
 def _problem(error: dict[str, Any]) -> Problem:
-    path = ".".join(("hyperparams", *map(str, error["loc"])))
+    place = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":
-        return Problem(path, "missing, and it has no default")
+        return Problem(_path(place), "missing, and it has no default")
     message = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-    return Problem(path, f"expected {message}, found {found(error['input'])}")
+    shown = "another value" if is_secret_name(place) else found(error["input"])
+    return Problem(_path(place), f"expected {message}, found {shown}")
+
+
+def _path(place: str) -> str:
+    """The path of a parameter. What follows `api_key:` is masked wherever it is written down: brackets keep it."""
+    return f"hyperparams[{place}]" if is_secret_name(place) else f"hyperparams.{place}"

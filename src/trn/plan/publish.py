@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trn.errors import PlanRefused, StorageError
@@ -18,25 +18,36 @@ _FOLDERS = ("checkpoints", "reports", "samples", "logs")
 _STAGING = ".trn/staging"
 
 
-def publish_run(plan: Plan, artifacts: Mapping[str, bytes], *, job_id: str, note: str) -> Lock:
+def publish_run(
+    plan: Plan,
+    artifacts: Mapping[str, bytes],
+    *,
+    job_id: str,
+    note: str,
+    fill: Callable[[Path], None] | None = None,
+) -> Lock:
     """Publish the folder of `plan` with `artifacts` (relative path -> content) in it; returns its lock, held.
 
-    A file is durable before the folder is visible. Raises PlanRefused when the run id is taken, StorageError; then
-    nothing is left behind.
+    `fill` puts more into the folder, which nobody sees yet: what is too large to be handed over as bytes. A file is
+    durable before the folder is visible. Raises PlanRefused when the run id is taken, StorageError, and what `fill`
+    raises; then nothing is left behind.
     """
     target = Path(plan.run_dir)
     refuse_taken(target)
     staging = make_folder(Path(plan.runs_dir) / _STAGING)
-    with Lock(staging.with_name("staging.lock")):  # nobody clears a folder between its making and its locking
-        _clear_dead(staging)
-        staged = make_folder(staging / job_id)
-        lock = Lock(staged / LOCK_NAME)
-        lock.acquire(note)
+    staged = staging / job_id
+    lock = Lock(staged / LOCK_NAME)
     try:
+        with Lock(staging.with_name("staging.lock")):  # nobody clears a folder between its making and its locking
+            _clear_dead(staging)
+            make_folder(staged)
+            lock.acquire(note)
         for name in _FOLDERS:
             make_folder(staged / name)
         for name, content in {**artifacts, PLAN_NAME: plan.to_bytes()}.items():
             write_atomic(staged / name, content)
+        if fill is not None:
+            fill(staged)
         if not publish_folder(staged, target):
             refuse_taken(target)
     except BaseException:
@@ -68,6 +79,6 @@ def _clear_dead(staging: Path) -> None:
     if not staging.is_dir():
         return
     for folder in staging.iterdir():
-        lock = folder / LOCK_NAME
-        if lock.exists() and is_locked(lock) is None:
+        # one without a lock file died between the two: the maker of a living one still holds the lock of the staging
+        if folder.is_dir() and is_locked(folder / LOCK_NAME) is None:
             remove_tree(folder)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trn.errors import TrainerError, TrnError, exit_code
 from trn.loop.stop import StopRequest
-from trn.records import RUN_ID_PATTERN
+from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, from_json
 from trn.runner import signals
 from trn.runner.console import say
 
@@ -23,10 +25,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--job-id", required=True)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, help="a spec: plan it, then run it")
-    what.add_argument("--run-dir", type=Path, help="the folder of a run: take it up")
+    what.add_argument("--run-dir", type=Path, help="the folder of a run: take it up, or with --run-id fork it")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--flag", dest="flags", action="append", default=[], type=_flag, metavar="JSON", help="[name, key, value]"
+    )
     parser.add_argument("--profile")
     parser.add_argument("--run-id")
+    parser.add_argument("--fork-from", type=Path, metavar="RUN_DIR", help="with --config: begin from this run's state")
+    parser.add_argument("--checkpoint", metavar="NAME", help="the checkpoint to go on or to fork from")
     parser.add_argument("--runs-dir", type=Path)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="the run must exist")
@@ -37,7 +44,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not RUN_ID_PATTERN.fullmatch(args.job_id):
         parser.error(f"--job-id: {args.job_id!r} is no id")
+    is_id = args.run_id is None or (RUN_ID_PATTERN.fullmatch(args.run_id) and args.run_id not in RESERVED_RUN_IDS)
+    if args.run_dir is not None and not is_id:  # with a spec, the spec's schema refuses it
+        parser.error(f"--run-id: {args.run_id!r} cannot be the id of a run")
+    if args.fork_from is not None and (args.config is None or args.resume or args.dry_run):
+        parser.error("--fork-from goes with --config, and not with --resume or --dry-run")
+    if args.checkpoint is not None and args.fork_from is None and not (args.resume or args.run_dir):
+        parser.error("--checkpoint says where a resume or a fork begins")
     return args
+
+
+def _flag(text: str) -> list[Any]:
+    """Name, key and value of a flag that the user gave."""
+    parts = from_json(text.encode())
+    if not isinstance(parts, list) or [type(part) for part in parts[:-1]] != [str, str]:
+        raise ValueError(text)
+    return parts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,9 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals.install(stop)
     # cuBLAS reads this when it starts; without it deterministic mode refuses to run on CUDA
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Of two thousand modules nothing is garbage: torch is imported in five sixths of the time while nobody looks for
+    # any, and half a second is saved at the exit. prepare_torch lets the collector loose on what comes after them.
+    gc.disable()
+    atexit.register(gc.freeze)
     try:
-        from trn.runner.start import run  # imports torch: signals are in place before that takes its seconds
+        # torch and much else: signals are in place before these take their seconds
+        from trn.runner.output import mask_output
+        from trn.runner.start import run
 
+        if not args.dry_run:  # that answer is for the user alone
+            mask_output()
         return run(args, stop)
     except TrnError as error:
         if isinstance(error, TrainerError) and error.__cause__ is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trn.checkpoint import rng
-from trn.checkpoint.discover import Found, find_newest_good
+from trn.checkpoint.discover import Found, find_named, find_newest_good
 from trn.checkpoint.saver import Saver
 from trn.errors import STATUS, ResumeRefused, Stopped, TrainerError, TrnError
 from trn.feed import Cursor, Dataset, Feed, check_unchanged, read_sequential
@@ -23,16 +23,19 @@ from trn.journal import EventLog, MetricsLog
 from trn.loop.loop import Ending, Parts, announce, train
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
-from trn.plan import make_params, plan_order, torch_device
+from trn.plan import make_params, plan_order, torch_device, warn_of_few_tokens
+from trn.provenance.process import clean_event
 from trn.records import Outcome, utc_now
 from trn.runner.artifacts import publish_revision, record_resume, require_run_meta, safe_text
 from trn.runner.console import say
 from trn.runner.contract import Difference
+from trn.runner.live import check_live
+from trn.runner.origin import read_forked_from
 from trn.runner.outcome import archive_outcome, publish_outcome
-from trn.runner.restore import Restored, announced_steps, apply_state, is_announced, restore_folder
+from trn.runner.restore import Restored, announced_steps, apply_state, is_announced, progress_of, restore_folder
 from trn.spec import Source
 from trn.spec.plan_model import Plan
-from trn.trainer import Context, Trainer
+from trn.trainer import Context, TorchState, Trainer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,6 +53,10 @@ class Resume:
     """The spec's files, where the resume came with a spec."""
     before: Outcome | None = None
     """How the job before this one ended, where it came to an end."""
+    named: int | None = None
+    """The step of the checkpoint that the user named; None: the newest that holds."""
+    is_fork: bool = False
+    """Whether this very job made the run, from another run's checkpoint."""
     run_meta: bytes = b""
 
     def settle(self, plan: Plan) -> None:
@@ -83,7 +90,7 @@ class _Journal:
     def open(cls, plan: Plan, job_id: str) -> _Journal:
         reports = Path(plan.run_dir) / "reports"
         return cls(
-            EventLog(reports / "events.jsonl", run_id=plan.run_id, job_id=job_id),
+            EventLog(reports / "events.jsonl", run_id=plan.run_id, job_id=job_id, clean=clean_event),
             MetricsLog(reports / "train_metrics.jsonl"),
             MetricsLog(reports / "val_metrics.jsonl"),
         )
@@ -108,8 +115,17 @@ def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
     journal = _Journal.open(plan, job.job_id)
     restored = Restored(None, Progress(), {})
     if job.resume is not None and found is not None:
-        restored = restore_folder(plan, found, job.job_id, journal.events, journal.metrics, journal.val_metrics)
-        record_resume(plan, job.resume.run_meta, job_id=job.job_id, from_step=restored.progress.step)
+        restored = restore_folder(
+            plan,
+            found,
+            job.job_id,
+            journal.events,
+            journal.metrics,
+            journal.val_metrics,
+            is_named=job.resume.named is not None,
+        )
+        if not job.resume.is_fork:  # a fork's run_meta begins with this job
+            record_resume(plan, job.resume.run_meta, job_id=job.job_id, from_step=restored.progress.step)
     _announce(job, journal.events)
     progress = restored.progress
     ending = _attempt(partial(_train, job, journal, restored, stop))
@@ -134,7 +150,12 @@ def require_resumable(job: Job) -> Found:
     assert job.resume is not None, "asked only of a resume"
     plan, run_dir = job.plan, Path(job.plan.run_dir)
     job.resume.run_meta = require_run_meta(run_dir)
-    found = find_newest_good(run_dir, lineage=plan.lineage, announced=announced_steps(run_dir))
+    if job.resume.named is not None:
+        found = Found(find_named(run_dir, job.resume.named, lineage=plan.lineage), ())
+    else:
+        found = find_newest_good(run_dir, lineage=plan.lineage, announced=announced_steps(run_dir))
+    if found.meta is not None:
+        progress_of(found.meta)
     if found.meta is not None and found.meta.step > plan.budget.max_steps:
         raise ResumeRefused(
             f"the run stands at step {found.meta.step}, beyond a budget of {plan.budget.max_steps}.",
@@ -147,7 +168,9 @@ def _announce(job: Job, events: EventLog) -> None:
     plan = job.plan
     if not is_announced(plan):
         changes = [{"key": one.key, "was": one.was, "now": one.now} for one in job.changes]
-        events.emit("plan_written", fingerprint=plan.fingerprint, revision=plan.revision, changes=changes)
+        forked_from = read_forked_from(Path(plan.run_dir))
+        forked = {} if forked_from is None else {"forked_from": forked_from}
+        events.emit("plan_written", fingerprint=plan.fingerprint, revision=plan.revision, changes=changes, **forked)
     events.emit("job_started", pid=os.getpid(), resume=job.resume is not None)
     for part in (plan.dataset, plan.validation):
         if part is not None and (touched := check_unchanged(Dataset.from_json(part.data))):
@@ -182,6 +205,10 @@ def _train(job: Job, journal: _Journal, restored: Restored, stop: StopRequest) -
     ctx = _make_context(plan, trainer, stop)
     rng.seed_all(plan.seed)
     state = _configure(trainer, ctx, stop)
+    check_live(plan, trainer, state)
+    is_new = job.resume is None and isinstance(state, TorchState)
+    if is_new and (warning := warn_of_few_tokens(plan, trainer, state.model)):
+        say(f"warning: {warning}")
     if restored.meta is not None:
         apply_state(plan, restored.meta, trainer, state, ctx)
     saver = Saver(
@@ -190,6 +217,7 @@ def _train(job: Job, journal: _Journal, restored: Restored, stop: StopRequest) -
         job_id=job.job_id,
         plan_fingerprint=plan.fingerprint,
         keep=plan.checkpoint.keep,
+        keep_epochs=plan.checkpoint.keep_epochs,
         sync_journal=journal.sync,
     )
     feed = _open_feed(plan, progress)

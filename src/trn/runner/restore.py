@@ -17,7 +17,7 @@ from trn.records import EMPTY, Json, JsonError, read_lines
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer
 
-__all__ = ["Restored", "announced_steps", "apply_state", "is_announced", "restore_folder"]
+__all__ = ["Restored", "announced_steps", "apply_state", "is_announced", "progress_of", "restore_folder"]
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,45 @@ class Restored:
 
 
 def restore_folder(
-    plan: Plan, found: Found, job_id: str, events: EventLog, metrics: MetricsLog, val_metrics: MetricsLog
+    plan: Plan,
+    found: Found,
+    job_id: str,
+    events: EventLog,
+    metrics: MetricsLog,
+    val_metrics: MetricsLog,
+    *,
+    is_named: bool = False,
 ) -> Restored:
-    """Cut the metrics back to the checkpoint that was found and set later files aside; says each in an event."""
+    """Cut the metrics back to the checkpoint that was found and set later files aside; says each in an event.
+
+    `is_named`: whether the user named it.
+    """
     run_dir = Path(plan.run_dir)
     for file, reason in found.rejected:
         events.emit("checkpoint_rejected", file=file, reason=reason)
     meta = found.meta
-    progress = Progress() if meta is None else Progress.from_json(meta.progress)
+    progress = Progress() if meta is None else progress_of(meta)
     positions = {} if meta is None else meta.positions()
     for log in (metrics, val_metrics):
         side_file = log.path.with_name(f"{log.path.stem}.cut-{job_id}.jsonl")
         if cut := log.cut_to(positions.get(log.path.name, EMPTY), side_file):
             events.emit("metrics_cut", from_step=progress.step, lines=cut, side_file=f"reports/{side_file.name}")
-    set_aside_later(run_dir, step=progress.step, best_step=progress.best_step, job_id=job_id)
+    epochs_over = progress.step // plan.budget.steps_per_epoch
+    set_aside_later(run_dir, step=progress.step, epochs_over=epochs_over, best_step=progress.best_step, job_id=job_id)
     for folder in (run_dir, run_dir / "reports", run_dir / "samples"):
         sweep(folder)
-    events.emit("resumed", from_step=progress.step, checkpoint=None if meta is None else meta.file)
+    events.emit("resumed", from_step=progress.step, checkpoint=None if meta is None else meta.file, named=is_named)
     return Restored(meta, progress, {} if meta is None else meta.metrics)
+
+
+def progress_of(meta: CheckpointMeta) -> Progress:
+    """Where the run stood. Raises ResumeRefused for what this version does not write."""
+    try:
+        return Progress.from_json(meta.progress)
+    except JsonError as error:
+        raise ResumeRefused(
+            f"{error}.", where=f"checkpoints/{meta.file}", hint="Another version of trn made it."
+        ) from error
 
 
 def apply_state(plan: Plan, meta: CheckpointMeta, trainer: Trainer, state: Any, ctx: Context) -> None:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trn.checkpoint.named import named_step
 from trn.errors import ResumeRefused, Stopped
 from trn.files import Lock, foreign
 from trn.loop.stop import StopRequest
-from trn.plan import make_plan, publish_run
+from trn.plan import make_forecast, make_plan, publish_run
 from trn.plan.publish import LOCK_NAME, PLAN_NAME, refuse_taken
 from trn.ranks import read_world
-from trn.records import new_run_id, pretty_json
+from trn.records import Outcome, new_run_id, pretty_json
 from trn.runner.artifacts import prepare_torch, start_artifacts
-from trn.runner.contract import compare_with_spec, compare_with_world, revise
+from trn.runner.console import say
+from trn.runner.contract import Difference, compare_with_spec, compare_with_world, revise
 from trn.runner.execute import Job, Resume, execute
+from trn.runner.fork import Fork, fork
 from trn.runner.outcome import mend_journal, read_outcome, report
-from trn.spec import LoadedSpec, load_spec
+from trn.spec import Flag, LoadedSpec, load_spec
 from trn.spec.plan_model import Plan
+from trn.trainer import Trainer
 
 __all__ = ["run"]
 
@@ -34,6 +40,9 @@ class _Request:
 
 def run(args: argparse.Namespace, stop: StopRequest) -> int:
     """Do what the command line asks; returns the exit status. Raises TrnError for whatever is refused."""
+    if args.run_dir is not None and args.run_id is not None:
+        run_dir = args.run_dir.resolve()
+        return _fork(run_dir, (args.runs_dir or run_dir.parent).resolve(), args.run_id, args, stop, loaded=None)
     if args.run_dir is not None:
         return _take_up(args.run_dir.resolve(), args, stop, wanted=None)
     request = _read_request(args)
@@ -43,29 +52,57 @@ def run(args: argparse.Namespace, stop: StopRequest) -> int:
         raise ResumeRefused("there is no such run.", where=str(target), hint="Start it without --resume.")
     if exists and (args.resume or args.auto_resume):
         return _take_up(target, args, stop, wanted=request)
+    if args.fork_from is not None:
+        return _fork(args.fork_from.resolve(), request.runs_dir, request.run_id, args, stop, loaded=request.loaded)
     if not args.dry_run:
         refuse_taken(target)
     return _begin(request, args, stop)
 
 
 def _read_request(args: argparse.Namespace) -> _Request:
-    loaded = load_spec(args.config, sets=args.sets, flags={"run_id": args.run_id}, profile=args.profile)
+    flags = [Flag(*parts) for parts in args.flags]
+    if args.run_id is not None:
+        flags.append(Flag("--run-id", "run_id", args.run_id))
+    loaded = load_spec(args.config, sets=args.sets, flags=flags, profile=args.profile)
     runs_dir = args.runs_dir or os.environ.get("TRN_RUNS_DIR") or loaded.spec.runs_dir or "runs"
     return _Request(loaded, Path(runs_dir).resolve(), loaded.spec.run_id or new_run_id())
 
 
 def _begin(request: _Request, args: argparse.Namespace, stop: StopRequest) -> int:
-    world = read_world(os.environ)
-    plan, trainer = make_plan(request.loaded, run_id=request.run_id, runs_dir=request.runs_dir, world=world)
     if args.dry_run:
-        sys.stdout.write(pretty_json(plan.to_json()).decode())
-        return 0
+        return _foretell(request)
+    plan, trainer = _plan(request)
     if stop.requested():
         raise Stopped("preempted" if stop.outcome is None else stop.outcome, f"{stop.reason}, before the run began.")
     prepare_torch(plan)
     artifacts = start_artifacts(plan, request.loaded.sources, job_id=args.job_id)
     lock = publish_run(plan, artifacts, job_id=args.job_id, note=_note(args.job_id))
     return execute(Job(plan, trainer, args.job_id), lock, stop)
+
+
+def _fork(
+    source: Path, runs_dir: Path, run_id: str, args: argparse.Namespace, stop: StopRequest, *, loaded: LoadedSpec | None
+) -> int:
+    asked = Fork(source, args.checkpoint, runs_dir, run_id, loaded, args.allow_change)
+    return fork(asked, job_id=args.job_id, note=_note(args.job_id), stop=stop)
+
+
+def _plan(request: _Request) -> tuple[Plan, Trainer]:
+    world = read_world(os.environ)
+    return make_plan(request.loaded, run_id=request.run_id, runs_dir=request.runs_dir, world=world)
+
+
+def _foretell(request: _Request) -> int:
+    """The plan and what it will take: as JSON on standard output, and for people on standard error."""
+    # what a trainer prints when it is imported or built must not stand before the answer
+    with contextlib.redirect_stdout(sys.stderr):
+        plan, trainer = _plan(request)
+        forecast = make_forecast(plan, trainer)
+    sys.stdout.write(pretty_json({"plan": plan.to_json(), "forecast": forecast.to_json()}).decode())
+    sys.stdout.flush()
+    for line in forecast.lines():
+        say(line)
+    return 0
 
 
 def _take_up(run_dir: Path, args: argparse.Namespace, stop: StopRequest, *, wanted: _Request | None) -> int:
@@ -80,8 +117,10 @@ def _take_up(run_dir: Path, args: argparse.Namespace, stop: StopRequest, *, want
     plan = Plan.read(path.read_bytes(), str(path))
     # the folder may have been moved or copied: where it lies now is where it runs
     plan = plan.model_copy(update={"run_dir": str(run_dir), "runs_dir": str(run_dir.parent)})
+    # the checkpoint that a fork began with is not one of the fork itself, once it is there
+    named = None if args.checkpoint is None or args.fork_from is not None else named_step(run_dir, args.checkpoint)
     before = read_outcome(run_dir)
-    is_finished = before is not None and before.exit_code == 0
+    is_finished = before is not None and before.exit_code == 0 and (named is None or named >= before.step)
     if wanted is None and before is not None and is_finished:
         mend_journal(plan, before)
         return report(before, run_dir)
@@ -89,12 +128,21 @@ def _take_up(run_dir: Path, args: argparse.Namespace, stop: StopRequest, *, want
     revised, changes = revise(plan, now, allowed=args.allow_change)
     if before is not None:
         mend_journal(plan, before)
-        if is_finished and revised.budget.max_steps <= before.step:
+        if is_finished and not _goes_on(before, revised, changes):
             return report(before, run_dir)
     prepare_torch(revised)
     sources = () if wanted is None else wanted.loaded.sources
-    resume = Resume(published=plan, sources=sources, before=before)
+    resume = Resume(published=plan, sources=sources, before=before, named=named)
     return execute(Job(revised, trainer, args.job_id, resume=resume, changes=changes), lock, stop)
+
+
+def _goes_on(before: Outcome, revised: Plan, changes: Sequence[Difference]) -> bool:
+    """Whether a finished run has more to do: only a longer budget, or other rules of the gates, can give it that."""
+    changed = {one.key for one in changes}
+    if revised.budget.max_steps <= before.step:
+        return False
+    by_budget = before.status == "completed" and "budget.max_steps" in changed
+    return by_budget or any(key.startswith("gates.") for key in changed)
 
 
 def _note(job_id: str) -> str:

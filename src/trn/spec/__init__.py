@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from trn.spec.json_schema import spec_schema
 from trn.spec.load import LoadedSpec, load_spec
+from trn.spec.overrides import Flag, read_number
 from trn.spec.schema import (
     BestSpec,
     CheckpointSpec,
@@ -36,6 +37,7 @@ __all__ = [
     "DatasetSpec",
     "EmaSpec",
     "ExportSpec",
+    "Flag",
     "GatesSpec",
     "GuardSpec",
     "LimitsSpec",
@@ -46,5 +48,6 @@ __all__ = [
     "Spec",
     "ValidationSpec",
     "load_spec",
+    "read_number",
     "spec_schema",
 ]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from trn.errors import Problem, SpecError
 from trn.spec.explain import check, field_problems
 from trn.spec.extends import Files, without
 from trn.spec.nodes import Node
-from trn.spec.overrides import lay_flag, lay_profile, lay_set, profiles_of
+from trn.spec.overrides import Flag, lay_flags, lay_profile, lay_set, profiles_of
 from trn.spec.schema import Spec
 from trn.spec.sources import Source
 from trn.spec.words import dotted
@@ -38,13 +37,13 @@ def load_spec(
     config: Path,
     *,
     sets: Sequence[str] = (),
-    flags: Mapping[str, object] = MappingProxyType({}),
+    flags: Sequence[Flag] = (),
     profile: str | None = None,
 ) -> LoadedSpec:
-    """The spec in `config` over what it extends, under `profile`, `sets` (`a.b=c`) and `flags` (`a.b` to a value).
+    """The spec in `config` over what it extends, under `profile`, `sets` (`a.b=c`) and `flags`.
 
-    The stronger wins: extends < file < profile < sets < flags; a flag that is None was not given. Relative data
-    paths are made absolute: those of a file by its folder, those of sets and flags by the current one.
+    The stronger wins: extends < file < profile < sets < flags. Relative data paths are made absolute: those of a file
+    by its folder, those of sets and flags by the current one.
     Raises SpecError with all problems. Reads the files and nothing else: no data, no trainer, no environment.
     """
     here = _current_folder()
@@ -62,9 +61,7 @@ def load_spec(
         tree = lay_profile(tree, profiles, profile, problems)
     for text in sets:
         tree = lay_set(tree, text, here, problems)
-    for key, value in flags.items():
-        if value is not None:
-            tree = lay_flag(tree, key, value, here, problems)
+    tree = lay_flags(tree, flags, here, problems)
     spec = check(tree)
     if not isinstance(spec, Spec):
         raise _refused([*problems, *spec], files.reader.shown)

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trn.errors import Problem
-from trn.spec.documents import read_value, tree_of
+from trn.spec.documents import read_value, tree_of, yaml_scalar
 from trn.spec.nodes import Node, Refusal, lookup, merge
 from trn.spec.settle import settle
 from trn.spec.words import dotted, found, nearest, one_of
 
-__all__ = ["MAX_PROFILES", "lay_flag", "lay_profile", "lay_set", "profiles_of"]
+__all__ = ["MAX_PROFILES", "Flag", "lay_flags", "lay_profile", "lay_set", "profiles_of", "read_number"]
 
 MAX_PROFILES = 32
 
 _SET = "--set"
-_FLAG = "command line"
 _FILE_KEYS = ("extends", "profiles")
 _KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+_TAKES_THE_PLACE_OF = {"max_steps": "epochs", "epochs": "max_steps", "optimizer.lr": "schedule.lr_max"}
+"""The other key that says the same thing: a flag wins over it too, instead of contradicting it."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a flag of the command line says: the name by which a message calls it, a dotted key, and its value."""
+
+    name: str
+    key: str
+    value: object
 
 
 def profiles_of(tree: Node, problems: list[Problem]) -> Mapping[str, Node]:
@@ -75,14 +85,25 @@ def lay_set(tree: Node, text: str, folder: Path, problems: list[Problem]) -> Nod
     return _lay(tree, key, node, folder, problems)
 
 
-def lay_flag(tree: Node, key: str, value: object, folder: Path, problems: list[Problem]) -> Node:
-    """A flag's value over the tree; relative paths belong to `folder`."""
-    try:
-        node = tree_of(os.fspath(value) if isinstance(value, os.PathLike) else value, _FLAG)
-    except Refusal as refusal:
-        problems.append(Problem(key, refusal.problem.message, _FLAG))
-        return tree
-    return _lay(tree, key, node, folder, problems)
+def lay_flags(tree: Node, flags: Sequence[Flag], folder: Path, problems: list[Problem]) -> Node:
+    """The values of flags over the tree; relative paths belong to `folder`."""
+    given = {flag.key for flag in flags}
+    for flag in flags:
+        value = os.fspath(flag.value) if isinstance(flag.value, os.PathLike) else flag.value
+        try:
+            tree = _lay(tree, flag.key, tree_of(value, flag.name), folder, problems)
+        except Refusal as refusal:
+            problems.append(Problem(flag.key, refusal.problem.message, flag.name))
+        rival = _TAKES_THE_PLACE_OF.get(flag.key)
+        if rival is not None and rival not in given and lookup(tree, tuple(rival.split("."))) is not None:
+            tree = _lay(tree, rival, tree_of(None, flag.name), folder, problems)
+    return tree
+
+
+def read_number(text: str) -> int | float | str:
+    """The number that `text` is, as a document would have it; else the text, for the schema to refuse."""
+    value = yaml_scalar(text)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else text
 
 
 def _lay(tree: Node, key: str, value: Node, folder: Path, problems: list[Problem]) -> Node:

@@ -38,10 +38,11 @@ def _section(document: Document, name: str) -> Document:
 
 
 def _number(section: Document, key: str) -> float | None:
+    """The number at `key`, None for what the schema refuses by itself: no field that a rule looks at is negative."""
     value = section.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    if not abs(value) < _HUGE:
+    if not 0 <= value < _HUGE:
         return None
     return int(value) if value == int(value) else value
 
@@ -58,7 +59,7 @@ def _budget(document: Document) -> Iterator[Broken]:
     if epochs is not None and steps_per_epoch is not None:
         steps = epochs * steps_per_epoch
     warmup = _number(_section(document, "schedule"), "warmup_steps")
-    if warmup is not None and steps is not None and warmup >= steps:
+    if warmup is not None and steps and warmup >= steps:
         yield (
             ("schedule", "warmup_steps"),
             f"expected fewer than the budget's {found(steps)} steps, found {found(warmup)}",
@@ -93,7 +94,7 @@ def _learning_rate(document: Document) -> Iterator[Broken]:
     if lr is not None and lr_max is not None and lr != lr_max:
         yield ("schedule", "lr_max"), f"expected optimizer.lr ({found(lr)}), found {found(lr_max)}; keep one of them"
     highest = lr if lr_max is None else lr_max
-    if lr_min is not None and highest is not None and lr_min > highest:
+    if lr_min is not None and highest and lr_min > highest:
         yield ("schedule", "lr_min"), f"expected at most the highest rate ({found(highest)}), found {found(lr_min)}"
 
 
