@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: setup demo test fast lint check bench clean
+.PHONY: setup demo test fast lint check bench docs clean
 
 setup: .venv/.ready
 
@@ -30,9 +30,15 @@ lint: setup ## format, lint, types, import layers
 
 check: lint fast ## one command for everything but the slow tests
 
-bench: setup ## what we claim about speed
+bench: setup ## what we claim about speed, a quarter of an hour; `make bench BENCH=--quick` takes two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mlp_loop.py $(BENCH)
 	$(BIN)/trn data text --out demo/data
-	$(BIN)/python benchmarks/lm_loop.py
+	$(BIN)/python benchmarks/lm_loop.py $(BENCH)
+	$(BIN)/python benchmarks/checkpoint.py $(BENCH)
+	$(BIN)/python benchmarks/startup.py $(BENCH)
+
+docs: setup ## write what of the docs follows from the code; a test says when it is due
+	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv demo

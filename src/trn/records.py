@@ -7,7 +7,6 @@ keys, no spaces, shortest floats.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from stat import S_ISREG
 from typing import Any
 
 from trn.errors import STATUS
-from trn.files import sha256_prefix
+from trn.files import new_sha256, sha256_prefix
 
 __all__ = [
     "EMPTY",
@@ -160,7 +159,7 @@ def pretty_json(value: Any) -> bytes:
 
 def sha256_json(value: Any) -> str:
     """Hex sha256 of `canonical_json(value)`."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
+    return new_sha256(canonical_json(value)).hexdigest()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Json:
@@ -274,7 +273,7 @@ class Position:
         return sha256_prefix(path, self.offset) == self.sha256
 
 
-EMPTY = Position(0, hashlib.sha256().hexdigest(), 0)
+EMPTY = Position(0, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", 0)
 """The beginning of any file: what a run without a checkpoint is cut back to."""
 
 

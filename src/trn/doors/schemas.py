@@ -1,4 +1,8 @@
-"""JSON Schemas of what a user writes and of what a run writes, made from the classes that read and write them."""
+"""JSON Schemas of what a user writes and of what a run writes, by name: what `trn schema NAME` prints.
+
+Where a class reads or writes a record, its schema is made from the class; the others stand in `schemas_by_hand`. What
+no schema can say (digests that must fit, keys that must agree) is checked by `trn verify` and by the readers.
+"""
 
 from __future__ import annotations
 
@@ -7,65 +11,137 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from trn.errors import UsageError
-from trn.records import EVENT_KINDS, JOB_STATES, RUN_ID_PATTERN, STEP_KEYS, JobRow, Outcome
+from trn.checkpoint.meta import CheckpointMeta
+from trn.doors.schemas_by_hand import (
+    COUNT,
+    ID,
+    SHA256,
+    UTC_TIME,
+    closed,
+    dataset_schema,
+    epoch_schema,
+    event_schema,
+    forked_from_schema,
+    metrics_schema,
+    run_metadata_schema,
+    runtime_env_schema,
+    validation_schema,
+)
+from trn.errors import STATUS, UsageError
+from trn.provenance.run_meta_schema import RunMeta
+from trn.records import JOB_STATES, JobRow, Outcome
 from trn.spec import spec_schema
+from trn.spec.plan_model import Plan
 
-__all__ = ["schema_of"]
+__all__ = ["schema_names", "schema_of"]
+
+Schema = dict[str, Any]
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_ID = {"type": "string", "pattern": f"^{RUN_ID_PATTERN.pattern}$"}
-_COUNT = {"type": "integer", "minimum": 0}
+_OPEN = {"type": "object"}
 
 
-def schema_of(name: str) -> dict[str, Any]:
+def schema_names() -> tuple[str, ...]:
+    """Every name that `schema_of` knows."""
+    return tuple(_SCHEMAS)
+
+
+def schema_of(name: str) -> Schema:
     """The JSON Schema called `name`. Raises UsageError for an unknown name."""
     if name not in _SCHEMAS:
         raise UsageError(f"there is no schema {name!r}; there are {', '.join(_SCHEMAS)}.", where="trn schema")
     return {"$schema": _DIALECT, **_SCHEMAS[name]()}
 
 
-def _event() -> dict[str, Any]:
-    return {
-        "title": "A line of reports/events.jsonl",
-        "type": "object",
-        "required": ["event", "run_id", "job_id", "seq", "ts"],
-        "properties": {
-            "event": {"enum": list(EVENT_KINDS)},
-            "run_id": _ID,
-            "job_id": {"type": "string"},
-            "seq": {"type": "integer", "minimum": 1},
-            "ts": {"type": "string", "format": "date-time"},
-        },
-        "additionalProperties": True,
+def _plan() -> Schema:
+    return _written(Plan.model_json_schema(), "reports/resolved_config.json: the plan", fingerprint=SHA256)
+
+
+def _run_meta() -> Schema:
+    kind = {"type": "object", "required": ["kind"], "properties": {"kind": {"type": "string", "minLength": 1}}}
+    schema = RunMeta.model_json_schema()
+    return _written(schema, "reports/run_meta.json", schema_version={"const": 1}, run_id=ID, preprocess=kind)
+
+
+def _outcome() -> Schema:
+    best = closed("The best validation", {"step": COUNT, "metric": {"type": "string"}, "value": {"type": "number"}})
+    checkpoint = closed("The last one", {"file": {"type": "string"}, "sha256": SHA256, "step": COUNT})
+    return _written(
+        TypeAdapter(Outcome).json_schema(),
+        "reports/outcome.json",
+        schema_version={"const": 1},
+        status={"enum": list(STATUS)},
+        exit_code={"enum": sorted({status.exit for status in STATUS.values()})},
+        run_id=ID,
+        job_id=ID,
+        step=COUNT,
+        epochs_completed=COUNT,
+        started_at=UTC_TIME,
+        ended_at=UTC_TIME,
+        best={"anyOf": [best, {"type": "null"}]},
+        checkpoint={"anyOf": [checkpoint, {"type": "null"}]},
+        artifacts={"type": "object", "additionalProperties": SHA256},
+    )
+
+
+def _checkpoint() -> Schema:
+    position = closed("How much of a file", {"offset": COUNT, "sha256": SHA256, "lines": COUNT})
+    schema = TypeAdapter(CheckpointMeta).json_schema()
+    schema["properties"]["meta_sha256"] = SHA256
+    return _written(
+        schema,
+        "checkpoints/step-XXXXXXXX.meta.json",
+        schema_version={"const": 1},
+        file={"type": "string", "pattern": "^step-[0-9]{8,}\\.pt$"},
+        sha256=SHA256,
+        size_bytes=COUNT,
+        step=COUNT,
+        epoch=COUNT,
+        run_id=ID,
+        job_id=ID,
+        plan_fingerprint=SHA256,
+        created_at=UTC_TIME,
+        journal={"type": "object", "additionalProperties": position},
+        rng={"type": "array", "items": _OPEN, "minItems": 1},
+    )
+
+
+def _job() -> Schema:
+    """The row as it is shown: a run of which no job is known has none, and no config."""
+    nullable = {name: {"anyOf": [{"type": "string"}, {"type": "null"}]} for name in ("job_id", "config_path")}
+    return _written(
+        TypeAdapter(JobRow).json_schema(),
+        "A job, as `trn list --json` gives it",
+        state={"enum": list(JOB_STATES)},
+        run_id=ID,
+        submitted_at=UTC_TIME,
+        **nullable,
+    )
+
+
+def _written(schema: Schema, title: str, **sharper: Schema) -> Schema:
+    """The schema of a class as its writer uses it: every key is there and no other; some are said more sharply."""
+    own = {
+        name: {word: said for word, said in one.items() if word != "default"}
+        for name, one in schema["properties"].items()
     }
+    parts = {"$defs": schema["$defs"]} if "$defs" in schema else {}
+    return {**closed(title, own | sharper), **parts}
 
 
-def _metrics() -> dict[str, Any]:
-    counted = ("step", "epoch")
-    return {
-        "title": "A line of reports/train_metrics.jsonl",
-        "type": "object",
-        "required": list(STEP_KEYS),
-        "properties": {key: _COUNT if key in counted else {"type": ["number", "null"]} for key in STEP_KEYS},
-        "additionalProperties": True,
-    }
-
-
-def _outcome() -> dict[str, Any]:
-    return {**TypeAdapter(Outcome).json_schema(), "title": "reports/outcome.json", "additionalProperties": False}
-
-
-def _job() -> dict[str, Any]:
-    schema = {**TypeAdapter(JobRow).json_schema(), "title": "A job, as `trn list --json` gives it"}
-    schema["properties"]["state"] = {"enum": list(JOB_STATES)}
-    return {**schema, "additionalProperties": False}
-
-
-_SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+_SCHEMAS: dict[str, Callable[[], Schema]] = {
     "spec": spec_schema,
-    "event": _event,
-    "metrics": _metrics,
+    "plan": _plan,
+    "event": event_schema,
+    "metrics": metrics_schema,
+    "validation": validation_schema,
     "outcome": _outcome,
+    "checkpoint": _checkpoint,
+    "epoch": epoch_schema,
+    "run_meta": _run_meta,
+    "run_metadata": run_metadata_schema,
+    "runtime_env": runtime_env_schema,
+    "forked_from": forked_from_schema,
+    "dataset": dataset_schema,
     "job": _job,
 }

@@ -1,0 +1,223 @@
+"""JSON Schemas of files that are written from plain values: no class stands behind them, so their shape is said here.
+
+What is required is what every writer of this version writes; the tests hold real files of a real run against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trn.gates import EPOCH_KEYS, READING_RANGES
+from trn.records import EVENT_HEAD, EVENT_KINDS, RUN_ID_PATTERN, STEP_KEYS, TIMING_KEYS
+
+__all__ = [
+    "COUNT",
+    "EVENT_FIELDS",
+    "ID",
+    "SHA256",
+    "UTC_TIME",
+    "closed",
+    "dataset_schema",
+    "epoch_schema",
+    "event_schema",
+    "forked_from_schema",
+    "metrics_schema",
+    "run_metadata_schema",
+    "runtime_env_schema",
+    "validation_schema",
+]
+
+Schema = dict[str, Any]
+
+ID: Schema = {"type": "string", "pattern": f"^{RUN_ID_PATTERN.pattern}$"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+SHA256: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+UTC_TIME: Schema = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z$",
+}
+_TEXT: Schema = {"type": "string"}
+_STEP: Schema = {"type": "integer", "minimum": 1}
+_FLAG: Schema = {"type": "boolean"}
+_VERSION: Schema = {"const": 1}
+
+
+def closed(title: str, properties: Mapping[str, Schema]) -> Schema:
+    """An object with exactly these keys."""
+    return {
+        "title": title,
+        "type": "object",
+        "required": list(properties),
+        "properties": dict(properties),
+        "additionalProperties": False,
+    }
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _list_of(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema}
+
+
+EVENT_FIELDS: dict[str, tuple[str, ...]] = {
+    "plan_written": ("fingerprint", "revision", "changes"),
+    "job_started": ("pid", "resume"),
+    "resumed": ("from_step", "checkpoint", "named"),
+    "started": ("step", "max_steps"),
+    "metric": tuple(key for key in STEP_KEYS if key not in TIMING_KEYS),
+    "checkpoint": ("step", "file", "sha256", "size_bytes"),
+    "checkpoint_rejected": ("file", "reason"),
+    "metrics_cut": ("from_step", "lines", "side_file"),
+    "evaluated": ("step", "metrics"),
+    "sample": ("step", "paths"),
+    "data_touched": ("files",),
+    "data_wrapped": ("step", "pass_index"),
+    "epoch": ("epoch", "step", "train_loss", "val_loss", "tokens_seen", "grad_norm_max"),
+    "step_skipped": ("step", "field", "value", "row_ids", "skips_in_row", "skips", "lr_factor"),
+    "gate": ("gate", "step"),
+    "stop_requested": ("reason",),
+    **dict.fromkeys(("completed", "preempted", "cancelled", "failed"), ("outcome", "exit_code", "reason", "step")),
+}
+"""What an event of a kind has beside its head; it may have more."""
+
+
+def event_schema() -> Schema:
+    head = {"event": {"enum": list(EVENT_KINDS)}, "run_id": ID, "job_id": ID, "seq": _STEP, "ts": UTC_TIME}
+    assert head.keys() == EVENT_HEAD, "the head is that of the records"
+    return {
+        "title": "A line of reports/events.jsonl",
+        "type": "object",
+        "required": list(head),
+        "properties": head,
+        "allOf": [
+            {"if": {"properties": {"event": {"const": kind}}}, "then": {"required": list(fields)}}
+            for kind, fields in EVENT_FIELDS.items()
+        ],
+        "additionalProperties": True,
+    }
+
+
+def metrics_schema() -> Schema:
+    counted = {"step": _STEP, "epoch": COUNT, "tokens_seen": _or_null(COUNT)}
+    return {
+        "title": "A line of reports/train_metrics.jsonl",
+        "type": "object",
+        "required": list(STEP_KEYS),
+        "properties": {key: counted.get(key) or _reading(key) for key in STEP_KEYS},
+        "additionalProperties": {"type": "number"},
+    }
+
+
+def _reading(key: str) -> Schema:
+    """A number that may be unknown; from a clock or a sensor, within what it can show."""
+    least, most = READING_RANGES.get(key, (None, None))
+    bounds = {"minimum": least, "maximum": most}
+    finite = {word: bound for word, bound in bounds.items() if bound is not None and abs(bound) != float("inf")}
+    return {"type": ["number", "null"], **finite}
+
+
+def validation_schema() -> Schema:
+    return {
+        "title": "A line of reports/val_metrics.jsonl",
+        "type": "object",
+        "required": ["step", "epoch"],
+        "properties": {"step": _STEP, "epoch": COUNT},
+        "additionalProperties": {"type": "number"},
+    }
+
+
+def epoch_schema() -> Schema:
+    number: Schema = {"type": ["number", "null"]}
+    kinds: dict[str, Schema] = {
+        "epoch": COUNT,
+        "optimizer_state_sha": _or_null(SHA256),
+        "wall_seconds": {"type": "number", "minimum": 0},
+        "tokens_seen": _or_null(COUNT),
+    }
+    return closed("checkpoints/epoch-NNN.metadata.json", {key: kinds.get(key, number) for key in EPOCH_KEYS})
+
+
+def dataset_schema() -> Schema:
+    group = closed("A row group", {"rows": COUNT, "offset": COUNT, "size_bytes": COUNT, "sha256": SHA256})
+    file = closed(
+        "A file",
+        {
+            "path": {"type": "string", "minLength": 1},
+            "size_bytes": COUNT,
+            "sha256": SHA256,
+            "footer_sha256": SHA256,
+            "rows": COUNT,
+            "row_groups": _list_of(group),
+        },
+    )
+    return closed(
+        "The manifest of a data set, as `trn data index` writes it",
+        {
+            "schema_version": _VERSION,
+            "fingerprint": SHA256,
+            "rows": COUNT,
+            "columns": _list_of(closed("A column", {"name": _TEXT, "type": _TEXT})),
+            "files": {**_list_of(file), "minItems": 1},
+            "sha256": SHA256,
+        },
+    )
+
+
+def forked_from_schema() -> Schema:
+    told = {"run_id": ID, "plan_fingerprint": SHA256, "checkpoint": _TEXT, "sha256": SHA256, "step": COUNT}
+    return closed("reports/forked_from.json", {"schema_version": _VERSION, **told})
+
+
+def run_metadata_schema() -> Schema:
+    return closed(
+        "reports/run_metadata.json",
+        {
+            "schema_version": _VERSION,
+            "created_at": UTC_TIME,
+            "config": _TEXT,
+            "base_config": _list_of(_TEXT),
+            "run_name": ID,
+            "output_dir": _TEXT,
+            "git_sha": _or_null(_TEXT),
+            "git_branch": _or_null(_TEXT),
+            "git_dirty": _or_null(_FLAG),
+            "git_status_porcelain": _list_of(_TEXT),
+            "git_reason": _or_null(_TEXT),
+            "dataset_seed": COUNT,
+            "upstream": _upstream(),
+            "launcher": _launcher(),
+            "run_manifest_files": {"type": "object", "additionalProperties": _TEXT},
+        },
+    )
+
+
+def runtime_env_schema() -> Schema:
+    counts = ("cpu_count", "cpu_usable")
+    texts = ("system", "release", "version", "machine", "platform", "libc", "python_version", "python_implementation")
+    facts = {name: _or_null(_TEXT) for name in texts} | {name: _or_null(_STEP) for name in counts}
+    return closed(
+        "reports/runtime_env.json",
+        {
+            "schema_version": _VERSION,
+            "env": {"type": "object", "additionalProperties": _TEXT},
+            "platform": closed("The platform", facts),
+            "upstream": _upstream(),
+            "launcher": _launcher(),
+        },
+    )
+
+
+def _upstream() -> Schema:
+    told = {"anyOf": [closed("Installed", {"version": _TEXT}), closed("Not to be had", {"error": _TEXT})]}
+    return {"type": "object", "additionalProperties": told}
+
+
+def _launcher() -> Schema:
+    places = ("world_size", "rank", "local_rank", "local_world_size", "nodes", "node_rank", "restart_count")
+    counts = {name: _or_null(COUNT) for name in (*places, "master_port")}
+    texts = {name: _or_null(_TEXT) for name in ("master_addr", "slurm_job_id")}
+    return closed("Who started the process", {"kind": _TEXT, **counts, **texts})
