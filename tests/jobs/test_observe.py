@@ -187,6 +187,42 @@ def test_a_writing_door_records_what_became_of_jobs_without_a_door(
     door.release()
 
 
+def make_unreadable(path: Path) -> None:
+    """A file to whoever looks, and an error to whoever reads, even for root."""
+    path.symlink_to("/proc/self/mem")
+
+
+def test_a_folder_that_cannot_be_read_leaves_the_row_as_it_was_and_says_why(runs_dir: Path) -> None:
+    row = row_of(runs_dir, "demo", state="running")
+    path = make_folder(runs_dir / "demo/reports") / "outcome.json"
+    make_unreadable(path)
+    seen = observe(row, runs_dir)
+    assert (seen.state, seen.job_id) == ("running", row.job_id)
+    assert seen.reason == f"its folder cannot be read: {runs_dir / 'demo'}: Input/output error"
+    path.unlink()
+    (runs_dir / "demo/.lock").symlink_to(".lock")
+    assert "its folder cannot be read: " in str(observe(row, runs_dir).reason)
+    assert f"{runs_dir / 'demo/.lock'}: Too many levels of symbolic links" in str(observe(row, runs_dir).reason)
+
+
+def test_a_pipe_in_the_place_of_a_lock_or_an_outcome_is_not_waited_for(runs_dir: Path) -> None:
+    row = row_of(runs_dir, "demo", state="running")
+    make_folder(runs_dir / "demo/reports")
+    os.mkfifo(runs_dir / "demo/.lock")
+    os.mkfifo(runs_dir / "demo/reports/outcome.json")
+    assert observe(row, runs_dir).state == "lost"
+
+
+def test_a_folder_that_cannot_be_read_does_not_keep_others_from_being_recorded(runs_dir: Path) -> None:
+    odd, dead = row_of(runs_dir, "odd", state="running"), row_of(runs_dir, "dead", state="running")
+    make_unreadable(make_folder(runs_dir / "odd/reports") / "outcome.json")
+    with open_store(runs_dir) as store:
+        store.add(odd)
+        store.add(dead)
+        assert [row.run_id for row in record_lost(store)] == ["dead"]
+        assert {row.run_id: row.state for row in store.list()} == {"odd": "running", "dead": "lost"}
+
+
 HOSTILE = ("../../victim", "a/b", "", ".", "x" * 65)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from support.changes import Change, drop, put
 from trn.provenance import Accelerator, Device, TorchFacts, validate_run_meta
 from trn.provenance.machine import hardware, runtime
 from trn.provenance.run_meta import add_job, build_run_meta, job_entry
@@ -16,7 +17,6 @@ from trn.records import pretty_json
 
 HASH = "0123456789abcdef" * 4
 Json = dict[str, Any]
-Change = Callable[[Json], object]
 
 
 GIVEN: Json = {
@@ -58,30 +58,6 @@ def _resume(meta: Json, **changed: Any) -> Json:
     return dict(meta["jobs"][0]) | {"job_id": "job-2", "resume": True, "from_step": 100} | changed
 
 
-def _put(path: str, value: Any) -> Change:
-    """Set what stands at a dotted path."""
-
-    def change(meta: Json) -> None:
-        *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-        place: Any = meta
-        for part in parents:
-            place = place[part]
-        place[last] = value
-
-    return change
-
-
-def _drop(path: str) -> Change:
-    def change(meta: Json) -> None:
-        *parents, last = path.split(".")
-        place: Any = meta
-        for part in parents:
-            place = place[int(part) if part.isdigit() else part]
-        del place[last]
-
-    return change
-
-
 SECTIONS = [
     "schema_version", "run_id", "created_at", "plan_fingerprint", "git", "dependency_lock", "preprocess", "hardware",
     "runtime", "command", "dataset", "trainer", "config_sources", "redacted", "jobs",
@@ -100,68 +76,68 @@ KEYS = [
 
 # a change, and a word of the complaint
 MUTATIONS: list[tuple[Change, str]] = [
-    *((_drop(name), "missing") for name in (*SECTIONS, *KEYS)),
-    *((_put(f"{name}.extra", 1), "unknown key") for name in ("git", "hardware", "hardware.host", "runtime", "command")),
-    *((_put(f"{name}.extra", 1), "unknown key") for name in ("dataset", "trainer", "jobs.0", "config_sources.0")),
-    (_put("extra", 1), "extra: unknown key"),
-    *((_put(name, None), name) for name in ("git", "preprocess", "jobs", "redacted", "run_id", "created_at")),
-    *((_put("schema_version", value), "schema_version") for value in (0, 2, 99, "1", 1.0, True, None)),
-    *((_put("git.sha", sha), "git.sha") for sha in ("not a sha", "a" * 39, "A" * 40, "a" * 41, "a" * 40 + "\n", "", 1)),
-    (_put("git.sha", None), "without a reason"),
-    (_put("git.branch", None), "without a reason"),
-    (_put("git.dirty", None), "without a reason"),
-    (_put("git.reason", "because"), "nothing is null"),
-    (_put("git.reason", ""), "git.reason"),
-    (_put("git.dirty", False), "do not agree"),
-    (_put("git.dirty", 1), "git.dirty"),
-    (_put("git.status_porcelain", []), "do not agree"),
-    (_put("git.status_porcelain", ["?? x"] * 201), "status_porcelain"),
-    (_put("git.status_porcelain", "?? x"), "status_porcelain"),
+    *((drop(name), "missing") for name in (*SECTIONS, *KEYS)),
+    *((put(f"{name}.extra", 1), "unknown key") for name in ("git", "hardware", "hardware.host", "runtime", "command")),
+    *((put(f"{name}.extra", 1), "unknown key") for name in ("dataset", "trainer", "jobs.0", "config_sources.0")),
+    (put("extra", 1), "extra: unknown key"),
+    *((put(name, None), name) for name in ("git", "preprocess", "jobs", "redacted", "run_id", "created_at")),
+    *((put("schema_version", value), "schema_version") for value in (0, 2, 99, "1", 1.0, True, None)),
+    *((put("git.sha", sha), "git.sha") for sha in ("not a sha", "a" * 39, "A" * 40, "a" * 41, "a" * 40 + "\n", "", 1)),
+    (put("git.sha", None), "without a reason"),
+    (put("git.branch", None), "without a reason"),
+    (put("git.dirty", None), "without a reason"),
+    (put("git.reason", "because"), "nothing is null"),
+    (put("git.reason", ""), "git.reason"),
+    (put("git.dirty", False), "do not agree"),
+    (put("git.dirty", 1), "git.dirty"),
+    (put("git.status_porcelain", []), "do not agree"),
+    (put("git.status_porcelain", ["?? x"] * 201), "status_porcelain"),
+    (put("git.status_porcelain", "?? x"), "status_porcelain"),
     *(
-        (_put("dependency_lock.package_set_sha256", value), "package_set_sha256")
+        (put("dependency_lock.package_set_sha256", value), "package_set_sha256")
         for value in ("z" * 64, "A" * 64, "a" * 63, "a" * 65, None, 1)
     ),
-    (_put("dependency_lock.package_count", -1), "package_count"),
-    (_put("dependency_lock.package_count", 1.5), "package_count"),
-    (_put("dependency_lock.package_count", "60"), "package_count"),
-    (_put("dependency_lock.python_version", "three"), "python_version"),
-    (_put("dependency_lock.python_version", "3.1.0"), "different versions of Python"),
-    (_put("dependency_lock.requirements_files_sha256", {"a.txt": "x"}), "a.txt"),
-    (_put("dependency_lock.requirements_files_sha256", {"../a.txt": HASH}), "relative path"),
-    (_put("dependency_lock.requirements_files_sha256", {"/a.txt": HASH}), "relative path"),
-    (_put("dependency_lock.requirements_files_sha256", []), "requirements_files_sha256"),
-    (_put("preprocess", {}), "preprocess.kind"),
-    (_put("preprocess", {"kind": ""}), "preprocess.kind"),
-    (_put("preprocess", {"kind": 1}), "preprocess.kind"),
-    (_put("preprocess", "none"), "preprocess"),
-    (_put("hardware.host.cpu_count", 0), "cpu_count"),
-    (_put("hardware.host.memory_bytes", "16 GB"), "memory_bytes"),
-    (_put("hardware.host.hostname", ""), "hostname"),
-    (_put("hardware.host.hostname", "elsewhere"), "jobs[0].host"),
-    (_put("hardware.accelerator.available", False), "do not agree"),
-    (_put("hardware.accelerator.kind", None), "do not agree"),
-    (_put("hardware.accelerator.devices", []), "do not agree"),
-    (_put("hardware.accelerator.devices.0.index", -1), "index"),
-    (_put("runtime.threads", 0), "threads"),
-    (_put("runtime.threads", True), "threads"),
-    (_put("runtime.deterministic", "yes"), "deterministic"),
-    (_put("runtime.flags", {"x": [1]}), "flags"),
-    (_put("runtime.flags", {"x": 0.5}), "flags"),
-    (_put("runtime.torch_version", "2.99.0"), "jobs[0].torch_version"),
-    (_put("runtime.versions", {"python": "2.7.18"}), "different versions of Python"),
-    (_put("command.argv", []), "argv"),
-    (_put("command.argv", "trn run"), "argv"),
-    (_put("command.argv", ["trn", 1]), "argv"),
-    (_put("command.argv", ["trn", "verify"]), "command_str"),
-    (_put("command.command_str", "rm -rf x"), "command_str"),
-    (_put("command.cwd", ""), "cwd"),
-    (_put("dataset.fingerprint", "x"), "fingerprint"),
-    (_put("trainer.code_sha256", "0" * 64), "jobs[0].code_sha256"),
-    (_put("trainer.name", ""), "trainer.name"),
-    (_put("plan_fingerprint", "0" * 64), "jobs[0].plan_fingerprint"),
-    *((_put("run_id", value), "run_id") for value in ("../x", "", "a b", "x" * 65, ".x", "jobs", "logs", "x\n", 7)),
+    (put("dependency_lock.package_count", -1), "package_count"),
+    (put("dependency_lock.package_count", 1.5), "package_count"),
+    (put("dependency_lock.package_count", "60"), "package_count"),
+    (put("dependency_lock.python_version", "three"), "python_version"),
+    (put("dependency_lock.python_version", "3.1.0"), "different versions of Python"),
+    (put("dependency_lock.requirements_files_sha256", {"a.txt": "x"}), "a.txt"),
+    (put("dependency_lock.requirements_files_sha256", {"../a.txt": HASH}), "relative path"),
+    (put("dependency_lock.requirements_files_sha256", {"/a.txt": HASH}), "relative path"),
+    (put("dependency_lock.requirements_files_sha256", []), "requirements_files_sha256"),
+    (put("preprocess", {}), "preprocess.kind"),
+    (put("preprocess", {"kind": ""}), "preprocess.kind"),
+    (put("preprocess", {"kind": 1}), "preprocess.kind"),
+    (put("preprocess", "none"), "preprocess"),
+    (put("hardware.host.cpu_count", 0), "cpu_count"),
+    (put("hardware.host.memory_bytes", "16 GB"), "memory_bytes"),
+    (put("hardware.host.hostname", ""), "hostname"),
+    (put("hardware.host.hostname", "elsewhere"), "jobs[0].host"),
+    (put("hardware.accelerator.available", False), "do not agree"),
+    (put("hardware.accelerator.kind", None), "do not agree"),
+    (put("hardware.accelerator.devices", []), "do not agree"),
+    (put("hardware.accelerator.devices.0.index", -1), "index"),
+    (put("runtime.threads", 0), "threads"),
+    (put("runtime.threads", True), "threads"),
+    (put("runtime.deterministic", "yes"), "deterministic"),
+    (put("runtime.flags", {"x": [1]}), "flags"),
+    (put("runtime.flags", {"x": 0.5}), "flags"),
+    (put("runtime.torch_version", "2.99.0"), "jobs[0].torch_version"),
+    (put("runtime.versions", {"python": "2.7.18"}), "different versions of Python"),
+    (put("command.argv", []), "argv"),
+    (put("command.argv", "trn run"), "argv"),
+    (put("command.argv", ["trn", 1]), "argv"),
+    (put("command.argv", ["trn", "verify"]), "command_str"),
+    (put("command.command_str", "rm -rf x"), "command_str"),
+    (put("command.cwd", ""), "cwd"),
+    (put("dataset.fingerprint", "x"), "fingerprint"),
+    (put("trainer.code_sha256", "0" * 64), "jobs[0].code_sha256"),
+    (put("trainer.name", ""), "trainer.name"),
+    (put("plan_fingerprint", "0" * 64), "jobs[0].plan_fingerprint"),
+    *((put("run_id", value), "run_id") for value in ("../x", "", "a b", "x" * 65, ".x", "jobs", "logs", "x\n", 7)),
     *(
-        (_put("created_at", value), "created_at")
+        (put("created_at", value), "created_at")
         for value in (
             "yesterday",
             "2026-03-04",
@@ -171,30 +147,30 @@ MUTATIONS: list[tuple[Change, str]] = [
             0,
         )
     ),
-    (_put("created_at", "2026-03-04T05:06:08Z"), "jobs[0].started_at"),
-    (_put("config_sources", []), "config_sources"),
-    (_put("config_sources.1.name", "config_source.yaml"), "one name"),
-    (_put("config_sources.0.name", "../config_source.yaml"), "relative path"),
-    (_put("config_sources.0.form", "maybe"), "form"),
-    (_put("config_sources.0.sha256", "F" * 64), "sha256"),
-    (_put("redacted", [""]), "redacted"),
-    (_put("redacted", "command.argv"), "redacted"),
-    (_put("jobs", []), "jobs"),
-    (_put("jobs", {}), "jobs"),
+    (put("created_at", "2026-03-04T05:06:08Z"), "jobs[0].started_at"),
+    (put("config_sources", []), "config_sources"),
+    (put("config_sources.1.name", "config_source.yaml"), "one name"),
+    (put("config_sources.0.name", "../config_source.yaml"), "relative path"),
+    (put("config_sources.0.form", "maybe"), "form"),
+    (put("config_sources.0.sha256", "F" * 64), "sha256"),
+    (put("redacted", [""]), "redacted"),
+    (put("redacted", "command.argv"), "redacted"),
+    (put("jobs", []), "jobs"),
+    (put("jobs", {}), "jobs"),
     (lambda meta: meta["jobs"].pop(0), "jobs[0]"),
     (lambda meta: meta["jobs"].reverse(), "jobs[0]"),
     (lambda meta: meta["jobs"].append(meta["jobs"][1]), "one job_id"),
-    (_put("jobs.0.resume", True), "from_step"),
-    (_put("jobs.0.from_step", 5), "from_step"),
-    (_put("jobs.1.from_step", None), "from_step"),
-    (_put("jobs.1.from_step", -1), "from_step"),
-    (_put("jobs.1.resume", False), "from_step"),
+    (put("jobs.0.resume", True), "from_step"),
+    (put("jobs.0.from_step", 5), "from_step"),
+    (put("jobs.1.from_step", None), "from_step"),
+    (put("jobs.1.from_step", -1), "from_step"),
+    (put("jobs.1.resume", False), "from_step"),
     (lambda meta: meta["jobs"][1].update(resume=False, from_step=None), "not a resume"),
-    (_put("jobs.0.argv", ["trn"]), "jobs[0].argv"),
-    (_put("jobs.0.git_sha", "0" * 40), "jobs[0].git_sha"),
-    (_put("jobs.0.package_set_sha256", "0" * 64), "jobs[0].package_set_sha256"),
-    (_put("jobs.1.job_id", "a/b"), "job_id"),
-    (_put("jobs.1.started_at", "now"), "started_at"),
+    (put("jobs.0.argv", ["trn"]), "jobs[0].argv"),
+    (put("jobs.0.git_sha", "0" * 40), "jobs[0].git_sha"),
+    (put("jobs.0.package_set_sha256", "0" * 64), "jobs[0].package_set_sha256"),
+    (put("jobs.1.job_id", "a/b"), "job_id"),
+    (put("jobs.1.started_at", "now"), "started_at"),
 ]
 
 

@@ -151,6 +151,8 @@ def end_late(path: Path, *, started: bool) -> None:
 
 def test_an_ending_that_was_written_late_is_no_damage(run_dir: Path) -> None:
     end_late(run_dir / "reports/events.jsonl", started=True)
+    known = {"job_id": "job-late", "resume": True, "from_step": 0}
+    edit_json(run_dir / "reports/run_meta.json", lambda v: v["jobs"].append({**v["jobs"][0], **known}))
     assert problems(run_dir) == []
 
 

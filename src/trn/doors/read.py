@@ -1,4 +1,4 @@
-"""The verbs that only read: `list`, `status`, `logs`. They create nothing, ask no process, and start quickly.
+"""The verbs that read a run: `status` and `logs`. They create nothing, ask no process, and start quickly.
 
 What they print is the answer, so it goes to standard output: words for people, or JSON with `--json`.
 """
@@ -13,80 +13,22 @@ from typing import Any
 
 import click
 
-from trn.doors.completion import complete_folder, complete_run
+from trn.doors.completion import complete_run
 from trn.doors.follow import parsed
 from trn.doors.lines import outcome_line, standing_line, value_line
+from trn.doors.listing import json_option, newest_jobs, row_json, runs_dir_option, write_json
 from trn.doors.standing import Standing, after_event, after_metrics
 from trn.doors.stream import Stream, events_of
 from trn.doors.targets import Target, find, runs_folder
 from trn.doors.text import clean_line
 from trn.errors import UsageError
 from trn.files import last_line
-from trn.jobs import OPEN_STATES, Store, job_log, observe, open_store, outcome_of, row_of_folder, rows_of_folders
-from trn.records import JobRow, pretty_json
+from trn.jobs import OPEN_STATES, Store, job_log, observe, open_store, outcome_of, row_of_folder
+from trn.records import JobRow
 
-__all__ = ["list_command", "logs_command", "status_command"]
+__all__ = ["logs_command", "status_command"]
 
 _LOOK_EVERY_S = 0.25
-
-runs_dir_option = click.option(
-    "--runs-dir",
-    metavar="DIR",
-    shell_complete=complete_folder,
-    help="Where the runs are; else TRN_RUNS_DIR, else ./runs.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-
-
-def _write_json(value: object) -> None:
-    click.echo(pretty_json(value), nl=False)
-
-
-# list
-
-
-@click.command(name="list")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
-@runs_dir_option
-@json_option
-def list_command(limit: int, runs_dir: str | None, as_json: bool) -> None:
-    """List jobs and runs, the newest first.
-
-    A run has one job for its start and one for each time it was resumed. Runs of which no job is known are listed
-    too, without a job.
-    """
-    folder = runs_folder(runs_dir)
-    rows = newest_jobs(folder, limit)
-    if as_json:
-        _write_json([_row_json(row) for row in rows])
-    elif rows:
-        _write_table(rows)
-    else:
-        click.echo(f"There are no runs in {folder}.", err=True)
-
-
-def newest_jobs(runs_dir: Path, limit: int) -> list[JobRow]:
-    """The newest jobs, and runs without a job, as the disk has them now."""
-    with open_store(runs_dir) as store:
-        rows = [*store.list(limit), *rows_of_folders(runs_dir, store.run_ids())]
-    rows.sort(key=lambda row: row.submitted_at, reverse=True)
-    return [observe(row, runs_dir) for row in rows[:limit]]
-
-
-def _row_json(row: JobRow) -> dict[str, Any]:
-    return {**row.to_json(), "job_id": row.job_id or None, "config_path": row.config_path or None}
-
-
-def _write_table(rows: list[JobRow]) -> None:
-    cells = [("RUN", "STATE", "EXIT", "SUBMITTED (UTC)", "JOB")]
-    for row in rows:
-        submitted = row.submitted_at[:19].replace("T", " ")
-        code = "" if row.exit_code is None else str(row.exit_code)
-        cells.append((row.run_id, row.state, code, submitted, row.job_id or "-"))
-    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
-    for line in cells:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo(clean_line("  ".join(padded).rstrip()))
 
 
 # status
@@ -101,7 +43,7 @@ def status_command(run: str | None, runs_dir: str | None, as_json: bool) -> None
     target = find(run, runs_folder(runs_dir)) if run else _newest(runs_folder(runs_dir))
     report, standing = _report_on(target)
     if as_json:
-        _write_json(report)
+        write_json(report)
         return
     for name, value in _report_lines(target, report, standing):
         click.echo(f"{name:<11}{clean_line(value)}")
@@ -152,7 +94,7 @@ def _report_on(target: Target) -> tuple[dict[str, Any], Standing]:
         "outcome": outcome.to_json() if outcome else None,
         "submitted_at": job.submitted_at,
         "output": str(job_log(target.runs_dir, job)) if job.job_id else None,
-        "jobs": [_row_json(row) for row in jobs],
+        "jobs": [row_json(row) for row in jobs],
     }
     return report, standing
 

@@ -14,6 +14,7 @@ and the outcome that a door writes when the runner could not. Not here: starting
 
 from trn.jobs.observe import (
     OPEN_STATES,
+    UNREADABLE,
     launch_lock,
     observe,
     outcome_of,
@@ -26,6 +27,7 @@ from trn.jobs.store import MOVES, Store, job_log, open_store
 __all__ = [
     "MOVES",
     "OPEN_STATES",
+    "UNREADABLE",
     "Store",
     "job_log",
     "launch_lock",

@@ -27,6 +27,7 @@ from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, JobRow, JsonError, Out
 
 __all__ = [
     "OPEN_STATES",
+    "UNREADABLE",
     "checked_id",
     "launch_lock",
     "observe",
@@ -38,6 +39,9 @@ __all__ = [
 
 OPEN_STATES = frozenset({"submitted", "queued", "starting", "running"})
 """States that claim that somebody is at work."""
+
+UNREADABLE = "its folder cannot be read: "
+"""How the reason begins of a row that could not be looked at."""
 
 _PLAN = Path("reports") / "resolved_config.json"
 _LOST = "nobody holds the run any more, and no outcome was written"
@@ -64,13 +68,21 @@ def checked_id(job_id: str) -> str:
 def observe(row: JobRow, runs_dir: Path) -> JobRow:
     """The row as the disk has it now; its `run_dir` is below `runs_dir`, also where that was moved.
 
-    A row without a job id (see `rows_of_folders`) takes the id of the job that holds the run or ended it. Raises
-    OSError where the folder cannot be read.
+    A row without a job id (see `rows_of_folders`) takes the id of the job that holds the run or ended it. Where the
+    folder cannot be read the row says what the store said last, and `reason` why nobody knows better.
     """
     run_dir = runs_dir / row.run_id
     row = replace(row, run_dir=str(run_dir))
     if row.state not in OPEN_STATES and row.state != "lost":
         return row
+    try:
+        return _seen(row, runs_dir, run_dir)
+    except OSError as error:
+        return replace(row, reason=f"{UNREADABLE}{error.filename or run_dir}: {error.strerror or error}")
+
+
+def _seen(row: JobRow, runs_dir: Path, run_dir: Path) -> JobRow:
+    """The row of a job that may be going on, from locks and outcomes. Raises OSError."""
     # asked first: a door lets go of its lock only after the folder has an outcome and the row its end
     attended = _is_attended(runs_dir, row.job_id)
     holder = _holder(run_dir)

@@ -8,6 +8,7 @@ writes the bytes it is given), torch (its facts are handed in), the plan itself,
     plan, argv, environ, sources ──redact───┴──> startup_artifacts ──> {path: bytes} ──> runner writes them
                                                  resumed_run_meta  ──> one job entry more at each resume
     run_meta.json ──> validate_run_meta ──> problems
+    what a trainer says ──process──> the same without secrets: names, events, samples, printed lines
 """
 
 from trn.provenance.machine import Accelerator, Device, TorchFacts

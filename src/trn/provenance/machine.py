@@ -83,7 +83,7 @@ def runtime(facts: TorchFacts, extra_libraries: tuple[str, ...] = ()) -> dict[st
         "python_version": platform.python_version(),
         "python_implementation": platform.python_implementation(),
         "python_executable": Path(sys.executable or "python").name,
-        "platform": platform.platform(),
+        "platform": _platform(),
         "torch_version": facts.version,
         "versions": library_versions(extra_libraries),
         "threads": facts.threads,
@@ -100,13 +100,19 @@ def platform_facts() -> dict[str, Any]:
         "release": platform.release(),
         "version": platform.version(),
         "machine": platform.machine(),
-        "platform": platform.platform(),
+        "platform": _platform(),
         "libc": " ".join(part for part in platform.libc_ver() if part) or None,
         "python_version": platform.python_version(),
         "python_implementation": platform.python_implementation(),
         "cpu_count": os.cpu_count(),
         "cpu_usable": _usable_cpus(),
     }
+
+
+def _platform() -> str:
+    """System, kernel, machine and C library in one word. platform.platform() would start `uname -p` for it."""
+    libc = "".join(platform.libc_ver())
+    return "-".join([platform.system(), platform.release(), platform.machine(), *(["with", libc] if libc else [])])
 
 
 def _usable_cpus() -> int | None:

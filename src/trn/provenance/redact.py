@@ -29,6 +29,7 @@ __all__ = ["MASK", "Redactor", "changed_paths", "encodable", "redact", "secret_p
 _ARGUMENT_NAME = re.compile(r"-{0,2}[A-Za-z_][\w.\[\]-]*")
 _BARE_MASK = re.compile(r"(?<=[:,\[{=-] )\*\*\*(?=[ \t]*(?:$|[,}\]\r]| #))", re.MULTILINE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LONG_LINE = 16
 _PATH_LIKE = re.compile(r"(?:/|\./|\.\./|~/|[A-Za-z]:\\)[\w./\\ -]*")
 
 
@@ -48,6 +49,8 @@ class Redactor:
         found.update(_hidden_arguments(argv))
         for value in values:
             found.update(str(leaf) for _, leaf, after in _changes(value, redact.value(value)) if after == MASK)
+        # of a value of several lines (a private key), a log shows each by itself
+        found.update(line for text in list(found) for line in text.splitlines() if len(line) >= _LONG_LINE)
         return cls(tuple(sorted(filter(_is_telling, found), key=lambda text: (-len(text), text))))
 
     def text(self, text: str) -> str:
@@ -81,6 +84,10 @@ class Redactor:
             shown.append(self._argument(self._hide_values(argument)))
             is_value_due = _is_secret_flag(argument)
         return shown
+
+    def words(self, text: str) -> str:
+        """Text in which no name promises anything (a metric's name, what a model wrote): known values and shapes."""
+        return self._hide_values(text)
 
     def source(self, text: str, quoted_after: str) -> str:
         """The text of a YAML, JSON or TOML document, in which `quoted_after` (":" or "=") stands between key and value.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -25,23 +26,30 @@ from trn.provenance import (
     validate_run_meta,
 )
 from trn.provenance.resolved import config_resolved_yaml
-from trn.records import utc_now
+from trn.provenance.sources import keep_sources, read_sources
+from trn.records import from_json, read_json, utc_now
 from trn.spec import Source
 from trn.spec.plan_model import Plan
 
 __all__ = ["prepare_torch", "publish_revision", "record_resume", "require_run_meta", "safe_text", "start_artifacts"]
 
 RUN_META_NAME = "reports/run_meta.json"
+RESOLVED_NAME = "reports/config_resolved.yaml"
 
 
 def prepare_torch(plan: Plan) -> None:
-    """Threads and determinism as planned, memory kept; before anything is built or recorded."""
+    """Threads and determinism as planned, memory kept; before anything is built or recorded.
+
+    From here on garbage is collected, but what is there now, mostly modules, is left alone for good.
+    """
     keep_freed_memory()
     torch.set_num_threads(plan.threads)
     if plan.deterministic is not False:
         torch.use_deterministic_algorithms(True, warn_only=plan.deterministic == "warn")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+    gc.freeze()
+    gc.enable()
 
 
 def start_artifacts(plan: Plan, sources: Sequence[Source], *, job_id: str) -> dict[str, bytes]:
@@ -62,9 +70,19 @@ def require_run_meta(run_dir: Path) -> bytes:
 
 
 def record_resume(plan: Plan, run_meta: bytes, *, job_id: str, from_step: int) -> None:
-    """Add this job to run_meta.json. Raises StorageError."""
-    path = Path(plan.run_dir) / RUN_META_NAME
-    write_atomic(path, resumed_run_meta(run_meta, _facts(plan, job_id, ()), from_step))
+    """Add this job to run_meta.json, and let the plan for people be the plan again. Raises StorageError."""
+    run_dir = Path(plan.run_dir)
+    if plan.revision:
+        _mend_resolved(run_dir)
+    write_atomic(run_dir / RUN_META_NAME, resumed_run_meta(run_meta, _facts(plan, job_id, ()), from_step))
+
+
+def _mend_resolved(run_dir: Path) -> None:
+    """A job that was killed between the two files of a revision left the YAML of the revision before."""
+    path = run_dir / RESOLVED_NAME
+    content = config_resolved_yaml(read_json(run_dir / PLAN_NAME))
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomic(path, content)
 
 
 def publish_revision(plan: Plan, revised: Plan, *, sources: Sequence[Source]) -> None:
@@ -75,10 +93,11 @@ def publish_revision(plan: Plan, revised: Plan, *, sources: Sequence[Source]) ->
     run_dir = Path(plan.run_dir)
     kept = make_folder(run_dir / "reports/plans")
     write_atomic(kept / f"{plan.revision}.json", plan.to_bytes())
-    for source in sources[:1]:
-        write_atomic(kept / f"{revised.revision}.source{source.path.suffix}", source.data)
+    facts = _facts(revised, "", sources)
+    for source in keep_sources(read_sources(facts.sources), make_redactor(facts))[:1]:
+        write_atomic(kept / f"{revised.revision}.source{Path(source.name).suffix}", source.data)
     write_atomic(run_dir / PLAN_NAME, revised.to_bytes())
-    write_atomic(run_dir / "reports/config_resolved.yaml", config_resolved_yaml(revised.to_json()))
+    write_atomic(run_dir / RESOLVED_NAME, config_resolved_yaml(from_json(revised.to_bytes())))
 
 
 def safe_text(plan: Plan, job_id: str, text: str) -> str:
@@ -89,7 +108,7 @@ def safe_text(plan: Plan, job_id: str, text: str) -> str:
 def _facts(plan: Plan, job_id: str, sources: Sequence[Source]) -> StartupFacts:
     module_file = getattr(sys.modules[plan.trainer.module], "__file__", None)
     return StartupFacts(
-        plan=plan.to_json(),
+        plan=from_json(plan.to_bytes()),  # in the order in which whoever reads the plan meets its keys
         run_id=plan.run_id,
         job_id=job_id,
         started_at=utc_now(),

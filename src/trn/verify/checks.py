@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name, reject_reason
 from trn.errors import ResumeRefused, TrnError, VerificationFailed
 from trn.files import foreign, sha256_file
-from trn.records import ENDINGS, EVENT_KINDS, STEP_KEYS, JsonError, Outcome, read_json, read_lines
+from trn.gates import record_problems
+from trn.records import ENDINGS, EVENT_KINDS, JsonError, Outcome, read_json, read_lines
 from trn.spec.plan_model import Plan
+from trn.verify.epochs import check_epochs
+from trn.verify.finding import PLAN_NAME, Finding, Run
+from trn.verify.start_up import check_run_meta, check_start_up
 
-__all__ = ["CHECKS", "Finding", "verify_run"]
-
-PLAN_NAME = "reports/resolved_config.json"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked; `problem` is None where it holds."""
-
-    what: str
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class _Run:
-    folder: Path
-    plan: Plan
-
-    @property
-    def reports(self) -> Path:
-        return self.folder / "reports"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+__all__ = ["CHECKS", "verify_run"]
 
 
 def verify_run(folder: Path) -> list[Finding]:
@@ -52,23 +29,23 @@ def verify_run(folder: Path) -> list[Finding]:
         raise VerificationFailed(f"this folder is no run: {error.strerror}.", where=str(path)) from error
     except ResumeRefused as error:
         raise VerificationFailed(error.message, where=str(path)) from error
-    run = _Run(folder, plan)
+    run = Run(folder, plan)
     return [finding for check in CHECKS for finding in _guarded(check, run)]
 
 
-def _guarded(check: Callable[[_Run], Iterator[Finding]], run: _Run) -> Iterator[Finding]:
+def _guarded(check: Callable[[Run], Iterator[Finding]], run: Run) -> Iterator[Finding]:
     try:
         yield from check(run)
     except (JsonError, TrnError, OSError, KeyError, TypeError, ValueError) as error:
         # damage may take any shape; whatever it breaks is a finding of the check that met it
-        yield Finding(check.__name__.removeprefix("_"), f"{type(error).__name__}: {error}")
+        yield Finding(check.__name__.removeprefix("_").removeprefix("check_"), f"{type(error).__name__}: {error}")
 
 
-def _plan(run: _Run) -> Iterator[Finding]:
+def _plan(run: Run) -> Iterator[Finding]:
     yield Finding(f"{PLAN_NAME}: fingerprint {run.plan.fingerprint[:12]}")
 
 
-def _train_metrics(run: _Run) -> Iterator[Finding]:
+def _train_metrics(run: Run) -> Iterator[Finding]:
     """Exactly one line a step, from 1, with all keys, every number finite."""
     name = "reports/train_metrics.jsonl"
     expected = 0
@@ -77,19 +54,17 @@ def _train_metrics(run: _Run) -> Iterator[Finding]:
         if line.get("step") != expected:
             yield Finding(name, f"line {expected} is of step {line.get('step')!r}; expected one line a step, in order")
             return
-        if missing := [key for key in STEP_KEYS if key not in line]:
-            yield Finding(name, f"step {expected} lacks {', '.join(missing)}")
-        if line["epoch"] != (expected - 1) // run.plan.budget.steps_per_epoch:
-            yield Finding(name, f"step {expected} says epoch {line['epoch']!r}")
-        if bad := [key for key, value in line.items() if not _is_number_or_null(value)]:
-            yield Finding(name, f"step {expected}: {', '.join(bad)} is no finite number")
+        for problem in record_problems(line, makes_own_updates=run.plan.optimizer is None):
+            yield Finding(name, f"step {expected}: {problem}")
+        if line.get("epoch") != (expected - 1) // run.plan.budget.steps_per_epoch:
+            yield Finding(name, f"step {expected} says epoch {line.get('epoch')!r}")
     if expected > run.plan.budget.max_steps:
         yield Finding(name, f"{expected} lines, the budget is {run.plan.budget.max_steps} steps")
     yield from _whole(run, name)
     yield Finding(f"{name}: {expected} steps, one line each")
 
 
-def _val_metrics(run: _Run) -> Iterator[Finding]:
+def _val_metrics(run: Run) -> Iterator[Finding]:
     name = "reports/val_metrics.jsonl"
     steps = [line["step"] for line in read_lines(run.folder / name)]
     if steps != sorted(set(steps)):
@@ -100,7 +75,7 @@ def _val_metrics(run: _Run) -> Iterator[Finding]:
     yield Finding(f"{name}: {len(steps)} validations")
 
 
-def _whole(run: _Run, name: str) -> Iterator[Finding]:
+def _whole(run: Run, name: str) -> Iterator[Finding]:
     path = run.folder / name
     if not path.exists() and not _has_runner_events(run):
         return  # killed before the journal was opened
@@ -109,12 +84,12 @@ def _whole(run: _Run, name: str) -> Iterator[Finding]:
         yield Finding(name, "its last line is torn; a resume cuts it")
 
 
-def _has_runner_events(run: _Run) -> bool:
+def _has_runner_events(run: Run) -> bool:
     """Whether a runner wrote an event: it makes all files of the journal first. Doors write endings only."""
     return any(event.get("event") not in ENDINGS for event in read_lines(run.reports / "events.jsonl"))
 
 
-def _events(run: _Run) -> Iterator[Finding]:
+def _events(run: Run) -> Iterator[Finding]:
     """`seq` counts from 1 without a gap, kinds are known, a job ends at most once."""
     name = "reports/events.jsonl"
     ended: set[str] = set()
@@ -136,7 +111,7 @@ def _events(run: _Run) -> Iterator[Finding]:
     yield Finding(f"{name}: {count} events, {len(ended)} endings")
 
 
-def _checkpoints(run: _Run) -> Iterator[Finding]:
+def _checkpoints(run: Run) -> Iterator[Finding]:
     """Every committed checkpoint: its meta, size, hash, and the metrics that it saw."""
     steps = listed_steps(run.checkpoints)
     for step in steps:
@@ -152,14 +127,14 @@ def _checkpoints(run: _Run) -> Iterator[Finding]:
             yield Finding(f"checkpoints/{path.name}: not committed, left by a crash; the next job removes it")
 
 
-def _read_meta(run: _Run, step: int) -> CheckpointMeta | str:
+def _read_meta(run: Run, step: int) -> CheckpointMeta | str:
     try:
         return CheckpointMeta.read(run.checkpoints / meta_name(step))
     except (JsonError, OSError) as error:
         return str(error)
 
 
-def _hints(run: _Run) -> Iterator[Finding]:
+def _hints(run: Run) -> Iterator[Finding]:
     """last.* and best.*: each is one of the committed checkpoints, and both files of a pair are of the same.
 
     A crash between the two renames leaves a pair of two checkpoints, which the next job mends: that is no damage.
@@ -182,7 +157,7 @@ def _hints(run: _Run) -> Iterator[Finding]:
             yield Finding(f"checkpoints/{hint}.*: half renamed by a crash; the next job mends it")
 
 
-def _outcome(run: _Run) -> Iterator[Finding]:
+def _outcome(run: Run) -> Iterator[Finding]:
     """The outcome against the plan, the metrics, the events and the artifacts that it names."""
     name = "reports/outcome.json"
     path = run.folder / name
@@ -192,12 +167,27 @@ def _outcome(run: _Run) -> Iterator[Finding]:
     outcome = Outcome.from_json(read_json(path))
     yield from _outcome_problems(run, name, outcome)
     for artifact, digest in outcome.artifacts.items():
-        found = sha256_file(_inside(run, artifact))
+        found = sha256_file(run.inside(artifact))
         yield Finding(artifact, None if found == digest else "its sha256 is not the one in the outcome")
     yield Finding(f"{name}: {outcome.status} at step {outcome.step}, exit code {outcome.exit_code}")
 
 
-def _outcome_problems(run: _Run, name: str, outcome: Outcome) -> Iterator[Finding]:
+def _earlier_outcomes(run: Run) -> Iterator[Finding]:
+    """The outcomes of earlier jobs, each under its job's id."""
+    for path in sorted((run.reports / "outcomes").glob("[!.]*")):
+        name = f"reports/outcomes/{path.name}"
+        try:
+            outcome = Outcome.from_json(read_json(path))
+        except (JsonError, OSError) as error:
+            yield Finding(name, str(error))
+            continue
+        is_own = outcome.run_id == run.plan.run_id and outcome.plan_fingerprint in run.plan.lineage
+        named = path.name == f"{outcome.job_id}.json"
+        problem = None if is_own and named else "it belongs to another run, plan or job"
+        yield Finding(f"{name}: {outcome.status} at step {outcome.step}", problem)
+
+
+def _outcome_problems(run: Run, name: str, outcome: Outcome) -> Iterator[Finding]:
     lines = sum(1 for _ in read_lines(run.reports / "train_metrics.jsonl"))
     if outcome.run_id != run.plan.run_id or outcome.plan_fingerprint not in run.plan.lineage:
         yield Finding(name, "it belongs to another run or plan")
@@ -208,7 +198,7 @@ def _outcome_problems(run: _Run, name: str, outcome: Outcome) -> Iterator[Findin
     if outcome.exit_code == 0 and (outcome.checkpoint is None or outcome.checkpoint["step"] != outcome.step):
         yield Finding(name, "a met goal names no checkpoint of its last step")
     if outcome.checkpoint is not None:
-        found = sha256_file(_inside(run, outcome.checkpoint["file"]))
+        found = sha256_file(run.inside(outcome.checkpoint["file"]))
         if found != outcome.checkpoint["sha256"]:
             yield Finding(name, f"the sha256 of {outcome.checkpoint['file']} is not the one it names")
     ended = _jobs(run)
@@ -223,7 +213,7 @@ def _outcome_problems(run: _Run, name: str, outcome: Outcome) -> Iterator[Findin
         yield Finding(name, f"it is of {outcome.job_id}, the last job that ended is {last_ended}")
 
 
-def _jobs(run: _Run) -> dict[str, str | None]:
+def _jobs(run: Run) -> dict[str, str | None]:
     """How each job ended, None where it did not; in the order of their first events.
 
     Not in that of their endings: a door that was stopped may write its job's ending after a later job's.
@@ -236,23 +226,16 @@ def _jobs(run: _Run) -> dict[str, str | None]:
     return jobs
 
 
-def _inside(run: _Run, name: str) -> Path:
-    path = (run.folder / name).resolve()
-    if not path.is_relative_to(run.folder.resolve()):
-        raise VerificationFailed("it leads out of the run's folder.", where=name)
-    return path
-
-
-def _is_number_or_null(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and math.isfinite(value))
-
-
-CHECKS: tuple[Callable[[_Run], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
     _plan,
+    check_run_meta,
+    check_start_up,
     _train_metrics,
     _val_metrics,
     _events,
     _checkpoints,
     _hints,
+    check_epochs,
     _outcome,
+    _earlier_outcomes,
 )
