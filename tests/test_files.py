@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import itertools
+import mmap
 import os
+import random
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +21,18 @@ import pytest
 
 from trn import files
 from trn.errors import StorageError, UsageError
-from trn.files import AppendLog, Lock, atomic_file, is_locked, link_atomic, publish_folder, sweep, write_atomic
+from trn.files import (
+    AppendLog,
+    AtomicFile,
+    Lock,
+    atomic_file,
+    is_locked,
+    link_atomic,
+    publish_folder,
+    sweep,
+    write_atomic,
+)
+from trn.files.digests import Sha256Aside
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +110,130 @@ def test_a_short_write_is_completed(tmp_path: Path) -> None:
     files.set_fault("op=write,n=1,do=short")
     write_atomic(tmp_path / "a", b"0123456789")
     assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+PAGE = 4096
+
+
+def blocks_of(sizes: list[int]) -> list[memoryview]:
+    """Blocks of these sizes that begin at a page, all different."""
+    blocks = [memoryview(mmap.mmap(-1, size)) for size in sizes]
+    for number, block in enumerate(blocks):
+        block[:] = random.Random(number).randbytes(len(block))
+    return blocks
+
+
+def write_big(path: Path, pieces: list[bytes | memoryview]) -> str:
+    with atomic_file(path, is_big=True) as file:
+        for piece in pieces:
+            file.write(piece)
+    assert file.size_bytes == path.stat().st_size
+    return file.sha256
+
+
+def shuffled_pieces() -> list[bytes | memoryview]:
+    """Whole pages, a part of one, whole pages at an odd offset, and what begins in the middle of a page."""
+    whole, odd, more = blocks_of([64 * PAGE, 3 * PAGE, 32 * PAGE])
+    return [whole, odd[:100], more, more[7 : 5 * PAGE], b"tail"]
+
+
+@pytest.mark.parametrize("folder", ["disk", "memory"])
+def test_a_big_file_of_any_pieces_is_whole_and_hashed(tmp_path: Path, folder: str) -> None:
+    shm = Path("/dev/shm")
+    if folder == "memory" and not shm.is_dir():
+        pytest.skip("no file system in memory")
+    with tempfile.TemporaryDirectory(dir=shm if folder == "memory" else tmp_path) as name:
+        path = Path(name) / "a"
+        pieces = shuffled_pieces()
+        assert write_big(path, pieces) == hashlib.sha256(b"".join(pieces)).hexdigest()
+        assert path.read_bytes() == b"".join(pieces)
+        assert os.listdir(name) == ["a"]
+
+
+def test_whole_pages_of_a_big_file_go_past_the_page_cache_and_the_rest_does_not(tmp_path: Path) -> None:
+    whole, odd = blocks_of([16 * PAGE, PAGE])
+    with atomic_file(tmp_path / "a", is_big=True) as file:
+
+        def is_direct() -> bool:
+            return bool(fcntl.fcntl(file._fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+        if not is_direct():
+            pytest.skip("this file system has no O_DIRECT")
+        file.write(whole)
+        assert is_direct(), "nothing was refused"
+        file.write(odd[:100])
+        assert not is_direct()
+        file.write(whole)
+    assert (tmp_path / "a").read_bytes() == bytes(whole) + bytes(odd[:100]) + bytes(whole)
+
+
+def test_an_argument_that_the_system_refuses_for_another_reason_is_an_error(tmp_path: Path) -> None:
+    def write_odd() -> None:
+        with atomic_file(tmp_path / "a", is_big=True) as file:
+            os.close(file._fd)
+            file._fd = os.eventfd(0)  # takes writes of eight bytes
+            file.write(b"odd")
+
+    with pytest.raises(StorageError, match="Invalid argument"):
+        write_odd()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("do", ["enospc", "eio", "short", "kill", "tear"])
+def test_a_big_file_that_fails_at_any_piece_is_whole_or_absent(tmp_path: Path, do: str) -> None:
+    pieces = shuffled_pieces()
+    whole = b"".join(pieces)
+    for n in range(1, len(pieces) + 1):
+        path = tmp_path / f"{n}"
+
+        def work(n: int = n, path: Path = path) -> None:
+            files.set_fault(f"op=write,n={n},do={do}")
+            assert write_big(path, pieces) == hashlib.sha256(whole).hexdigest()
+
+        status = in_child(work)
+        assert status == {"short": 0, "kill": -signal.SIGKILL, "tear": -signal.SIGKILL}.get(do, 1)
+        assert path.exists() == (do == "short")
+        assert do != "short" or path.read_bytes() == whole
+        sweep(tmp_path)
+        assert all(not name.startswith(".") for name in os.listdir(tmp_path))
+
+
+def test_a_big_file_lets_a_piece_go_after_so_many_more(tmp_path: Path) -> None:
+    blocks = blocks_of([8 * PAGE] * (AtomicFile.LAG + 1))
+    wanted = hashlib.sha256()
+    with atomic_file(tmp_path / "a", is_big=True) as file:
+        for number, block in zip(range(200), itertools.cycle(blocks), strict=False):
+            block[:] = random.Random(number).randbytes(len(block))
+            wanted.update(block)
+            file.write(block)
+    assert file.sha256 == wanted.hexdigest() == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+
+
+def test_a_sha256_aside_never_runs_further_behind_than_it_says() -> None:
+    go, given = threading.Event(), threading.Semaphore(0)
+
+    class Slow:
+        def update(self, data: memoryview) -> None:
+            go.wait(timeout=60)
+
+        def hexdigest(self) -> str:
+            return "done"
+
+    aside = Sha256Aside()
+    aside._digest = Slow()  # type: ignore[assignment]
+
+    def give() -> None:
+        for _ in range(Sha256Aside.LAG + 1):
+            aside.update(memoryview(b"x"))
+            given.release()
+
+    giver = threading.Thread(target=give)
+    giver.start()
+    assert all(given.acquire(timeout=60) for _ in range(Sha256Aside.LAG))
+    assert not given.acquire(timeout=0.1), "the next one waits"
+    go.set()
+    giver.join()
+    assert aside.hexdigest() == "done"
 
 
 def test_a_failpoint_counts_only_the_paths_it_names(tmp_path: Path) -> None:

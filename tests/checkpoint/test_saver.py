@@ -219,7 +219,7 @@ def test_a_kill_at_every_operation_of_save_and_prune_leaves_a_good_checkpoint(tm
         assert meta is not None
         assert torch.equal(load_payload(folder, meta)["trainer"]["w"], state_of(meta.step)["w"])
         survivors.add(meta.step)
-        set_aside_later(folder, step=meta.step, best_step=None, job_id="k")
+        set_aside_later(folder, step=meta.step, epochs_over=0, best_step=None, job_id="k")
         left = [name for name in names(again) if not name.startswith(("step-", "last.", "best."))]
         assert left == [], "leftovers are cleaned, never trusted"
         assert {Path(name).stem for name in names(again) if name.endswith(".pt") and name.startswith("step")} == {
@@ -325,7 +325,7 @@ def test_later_checkpoints_are_set_aside_not_deleted(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         run.step_and_save(step)
     run.saver.wait()
-    moved = set_aside_later(tmp_path, step=1, best_step=None, job_id="j2")
+    moved = set_aside_later(tmp_path, step=1, epochs_over=0, best_step=None, job_id="j2")
     assert len(moved) == 4
     assert listed_steps(tmp_path / "checkpoints") == [1]
     assert sorted(os.listdir(tmp_path / "checkpoints/abandoned-j2")) == sorted(moved)

@@ -2,14 +2,14 @@
 
 Order of commitment, each step durable before the next:
 
-    step-N.pt (hashed while written) -> metrics files synced -> step-N.meta.json -> last.*, best.* -> older ones removed
+    step-N.pt (hashed while written) -> artifact of the epoch -> metrics files synced -> step-N.meta.json
+        -> last.*, best.* -> older ones removed
 
 A crash between any two of them leaves the previous checkpoint whole and this one either committed or absent.
 """
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 
+from trn.checkpoint.epochs import metadata_name, prune_epochs, publish_epoch
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, meta_name
+from trn.checkpoint.payload import write_payload
 from trn.checkpoint.retention import link_hint, prune
 from trn.checkpoint.snapshot import Snapshots
 from trn.errors import StorageError
-from trn.files import AtomicFile, atomic_file, free_bytes, write_atomic
+from trn.files import free_bytes, write_atomic
 from trn.records import Json, Position, utc_now
 
 __all__ = ["Moment", "Saver"]
@@ -40,6 +42,8 @@ class Moment:
     progress: Json
     rng: list[Json]
     best_step: int | None
+    epoch_metadata: Json | None = None
+    """Of the epoch that ends with this step, where it has an artifact; without the optimizer's digest."""
 
 
 class Saver:
@@ -53,11 +57,12 @@ class Saver:
         job_id: str,
         plan_fingerprint: str,
         keep: int,
+        keep_epochs: int = 0,
         sync_journal: Callable[[], None],
     ) -> None:
         self.folder = folder
         self._run_id, self._job_id, self._plan_fingerprint = run_id, job_id, plan_fingerprint
-        self._keep = keep
+        self._keep, self._keep_epochs = keep, keep_epochs
         self._sync_journal = sync_journal
         self._snapshots = Snapshots()
         self._thread: threading.Thread | None = None
@@ -83,6 +88,13 @@ class Saver:
         """Let best.* name a checkpoint that was committed before it turned out to be the best."""
         link_hint(self.folder, "best", step)
 
+    def complete_epoch(self, step: int, metadata: Json) -> None:
+        """Write the artifact of an epoch whose checkpoint was committed before the epoch was settled."""
+        path = self.folder / checkpoint_name(step)
+        if not (self.folder / metadata_name(metadata["epoch"])).exists():
+            payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            publish_epoch(path, metadata, payload["trainer"])
+
     def wait(self) -> None:
         """Until nothing is in flight. Raises a failed save's error."""
         if self._thread is not None:
@@ -107,7 +119,9 @@ class Saver:
     def _commit(self, payload: dict[str, Any], moment: Moment) -> CheckpointMeta:
         self._require_space()
         path = self.folder / checkpoint_name(moment.step)
-        sha256, size_bytes = _write_payload(path, payload)
+        sha256, size_bytes = write_payload(path, payload, self._snapshots.at_pages())
+        if moment.epoch_metadata is not None:
+            publish_epoch(path, moment.epoch_metadata, payload["trainer"])
         self._sync_journal()
         meta = CheckpointMeta(
             file=path.name,
@@ -130,6 +144,7 @@ class Saver:
         if moment.best_step is not None and (self.folder / meta_name(moment.best_step)).exists():
             link_hint(self.folder, "best", moment.best_step)
         prune(self.folder, keep=self._keep, best_step=moment.best_step)
+        prune_epochs(self.folder, keep=self._keep_epochs)
         return meta
 
     def _require_space(self) -> None:
@@ -144,66 +159,3 @@ class Saver:
 
 
 _SPARE_BYTES = 1 << 20
-
-
-class _Sink:
-    """A file object for torch.save: gathers its many small writes, and keeps a failed one for later.
-
-    torch writes a dozen pieces for each tensor, most of a few bytes. An exception that leaves `write` inside its C++
-    writer would end the process in a destructor.
-    """
-
-    _GATHER_BYTES = 1 << 20
-
-    def __init__(self, file: AtomicFile) -> None:
-        self._file = file
-        self._small = bytearray()
-        self._error: OSError | None = None
-
-    def write(self, data: bytes | memoryview) -> int:
-        size = memoryview(data).nbytes
-        if size >= self._GATHER_BYTES:
-            self._drain()
-            self._put(data)
-        else:
-            self._small += data
-            if len(self._small) >= self._GATHER_BYTES:
-                self._drain()
-        return size
-
-    def flush(self) -> None:
-        """Nothing: what is gathered is written by `finish`."""
-
-    def finish(self) -> None:
-        """Write what is gathered. Raises the OSError of a write that failed."""
-        self._drain()
-        if self._error is not None:
-            raise self._error
-
-    def _drain(self) -> None:
-        small, self._small = self._small, bytearray()
-        if small:
-            self._put(memoryview(small))
-
-    def _put(self, data: bytes | memoryview) -> None:
-        if self._error is None:
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self._error = error
-
-
-def _write_payload(path: Path, payload: dict[str, Any]) -> tuple[str, int]:
-    """Write the `.pt`; returns (sha256, size in bytes). One I/O error is answered by a new file, never a retry."""
-    for is_last in (False, True):
-        try:
-            with atomic_file(path) as file:
-                sink = _Sink(file)
-                torch.save(payload, sink)  # type: ignore[arg-type]  # needs only write and flush
-                sink.finish()
-            return file.sha256, file.size_bytes
-        except StorageError as error:
-            cause = error.__cause__
-            if is_last or not (isinstance(cause, OSError) and cause.errno == errno.EIO):
-                raise
-    raise AssertionError("the loop above returns or raises")

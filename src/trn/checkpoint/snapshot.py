@@ -6,13 +6,19 @@ the first time. Tensors that share memory are copied once and share it in the co
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import torch
 
 from trn.errors import TrainerError
 
-__all__ = ["Snapshots"]
+__all__ = ["PAGE_BYTES", "Snapshots"]
+
+PAGE_BYTES = 4096
+"""What O_DIRECT asks addresses, lengths and offsets to be multiples of."""
+_PAGES_FROM_BYTES = 1 << 20
+"""From this size on a copy has pages of its own; below, it is gathered with others anyway."""
 
 _PLAIN: tuple[type, ...] = (bool, int, float, str, bytes, type(None))
 _Key = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]
@@ -47,8 +53,13 @@ class Snapshots:
         return copy
 
     def size_bytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+        """Bytes of a file with all copies, at most: each begins at a page, with a head before it."""
+        return sum(buffer.nbytes + 2 * PAGE_BYTES for buffer in self._buffers.values())
+
+    def at_pages(self) -> set[int]:
+        """Addresses of the big copies that begin at a page: these can be written from where they lie."""
+        addresses = (buffer.data_ptr() for buffer in self._buffers.values() if buffer.nbytes >= _PAGES_FROM_BYTES)
+        return {address for address in addresses if address % PAGE_BYTES == 0}
 
     def _copy(self, value: Any, path: str, seen: dict[_Key, torch.Tensor], used: set[str]) -> Any:
         if isinstance(value, torch.Tensor):
@@ -84,9 +95,19 @@ class Snapshots:
             return seen[key]
         buffer = self._buffers.get(path)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            buffer = _room_for(tensor)
             self._buffers[path] = buffer
         buffer.copy_(tensor, non_blocking=tensor.is_cuda)
         used.add(path)
         seen[key] = buffer
         return buffer
+
+
+def _room_for(tensor: torch.Tensor) -> torch.Tensor:
+    """Memory on the CPU, not touched yet, for a copy of `tensor`; a big one begins at a page."""
+    if tensor.is_cuda or tensor.is_quantized or tensor.nbytes < _PAGES_FROM_BYTES:
+        return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    plan = torch.empty_like(tensor, device="meta")  # dense, whatever `tensor` is
+    # shared with forked children, of which none looks at it: open(2) forbids O_DIRECT from private memory during a fork
+    pages = mmap.mmap(-1, plan.nbytes)
+    return torch.frombuffer(pages, dtype=plan.dtype).as_strided(plan.shape, plan.stride())

@@ -17,7 +17,7 @@ Failpoints (`faults`) make any of these operations fail, for tests.
 
 from __future__ import annotations
 
-from trn.files.digests import sha256_file, sha256_prefix
+from trn.files.digests import new_sha256, sha256_file, sha256_prefix
 from trn.files.faults import fault_count, set_fault
 from trn.files.folders import foreign, free_bytes, make_folder, move, publish_folder, remove, remove_tree, sweep
 from trn.files.locks import Lock, is_locked
@@ -38,6 +38,7 @@ __all__ = [
     "link_atomic",
     "make_folder",
     "move",
+    "new_sha256",
     "publish_folder",
     "remove",
     "remove_tree",

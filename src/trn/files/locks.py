@@ -90,7 +90,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 def is_locked(path: Path) -> str | None:
     """The note of whoever holds the lock on `path` ("" if it left none), or None when nobody does."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not be waited for
     except FileNotFoundError:
         return None
     try:

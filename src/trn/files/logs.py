@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from pathlib import Path
 
 from trn.errors import StorageError
-from trn.files.digests import sha256_prefix
+from trn.files.digests import new_sha256, sha256_prefix
 from trn.files.faults import trip
 from trn.files.system import CHUNK_BYTES, fsync, open_file, storage_errors, write_all
 
@@ -27,7 +26,7 @@ class AppendLog:
         self._pid = os.getpid()
         with storage_errors("open", path):
             self._fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-            self._hash = hashlib.sha256()
+            self._hash = new_sha256()
             self.offset = self._take_whole_lines()
             self._dirty = False
 
@@ -91,7 +90,7 @@ class AppendLog:
             trip("truncate", str(self.path))
             os.ftruncate(self._fd, offset)
             fsync(self._fd, self.path)
-        self._hash = hashlib.sha256()
+        self._hash = new_sha256()
         with open(self.path, "rb") as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 self._hash.update(chunk)
@@ -127,7 +126,7 @@ def append_line(path: Path, line: bytes) -> None:
 def last_line(path: Path) -> bytes | None:
     """The last whole line of a file, with its newline, read from the end; None where there is none. Raises OSError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:

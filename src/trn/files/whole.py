@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from trn.files.digests import Sha256Aside, new_sha256
 from trn.files.faults import trip
-from trn.files.system import CHUNK_BYTES, fsync, open_file, rename, storage_errors, write_all
+from trn.files.system import CHUNK_BYTES, fsync, open_file, pass_page_cache, rename, storage_errors, write_all
 
 __all__ = ["TEMP_MARK", "AtomicFile", "atomic_file", "link_atomic", "sync_folder", "write_atomic"]
 
@@ -22,23 +22,27 @@ _counter = itertools.count()
 class AtomicFile:
     """A file being written aside: `write` bytes to it, read `size_bytes` and `sha256` of what was written so far."""
 
+    LAG = Sha256Aside.LAG
+    """Of a big file: what is given to `write` must stay as it is until so many more calls."""
     closed = False
     """Asked by pyarrow before each write."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_big: bool = False) -> None:
         self.path = path
         self.temporary = path.parent / f".{path.name}{TEMP_MARK}{os.getpid()}-{next(_counter)}"
         self.size_bytes = 0
-        self._hash = hashlib.sha256()
+        self._hash = Sha256Aside() if is_big else new_sha256()
         self._fd = open_file(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        if is_big:
+            pass_page_cache(self._fd)
 
     def write(self, data: bytes | memoryview) -> int:
         """Append `data`; returns its length in bytes."""
-        size = memoryview(data).nbytes
-        write_all(self._fd, data, self.path)
-        self._hash.update(data)
-        self.size_bytes += size
-        return size
+        view = memoryview(data)
+        self._hash.update(view)
+        write_all(self._fd, view, self.path)
+        self.size_bytes += view.nbytes
+        return view.nbytes
 
     def flush(self) -> None:
         """Present because writers of files call it; every `write` has already reached the system."""
@@ -52,18 +56,21 @@ class AtomicFile:
 
     def _close(self) -> None:
         self.closed = True
+        self._hash.hexdigest()  # after which nobody reads what `write` was given
         os.close(self._fd)
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[AtomicFile]:
+def atomic_file(path: Path, *, is_big: bool = False) -> Iterator[AtomicFile]:
     """Give a file to write to that becomes `path` when the block ends, whole and durable, or never.
 
+    One that `is_big` goes past the page cache as far as its writes are whole pages of memory, and is hashed
+    aside: what is given to `write` must stay as it is for the next `AtomicFile.LAG` calls.
     Raises StorageError when the system refuses. On any exception the temporary is gone and `path` is as it was.
     A failed fsync is never retried on the same descriptor: the file is thrown away.
     """
     with storage_errors("write", path):
-        file = AtomicFile(path)
+        file = AtomicFile(path, is_big=is_big)
         try:
             try:
                 yield file
