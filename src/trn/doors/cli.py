@@ -14,11 +14,17 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-import click
+# Nothing of what is imported is garbage, and the collector would walk over it again and again, at exit too: a tenth of
+# what `trn list` costs. `_keep` lets it loose for the verb itself.
+gc.disable()
+atexit.register(gc.freeze)
 
-from trn.errors import TrnError
+import click  # noqa: E402 - its modules are the most of what is imported
+
+from trn.errors import TrnError  # noqa: E402 - after the above
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -29,7 +35,7 @@ _VERBS = {
     "run": ("trn.doors.work", "Train: start a run from a spec, or continue one, and stay with it."),
     "resume": ("trn.doors.work", "Continue a run that was stopped, from its newest good checkpoint."),
     "status": ("trn.doors.read", "Show how one run stands; without a name, the newest."),
-    "list": ("trn.doors.read", "List jobs and runs, the newest first."),
+    "list": ("trn.doors.listing", "List jobs and runs, the newest first."),
     "logs": ("trn.doors.read", "Show what happened in a run, and what its trainer printed."),
     "verify": ("trn.doors.work", "Check that a run's folder is what its records say."),
     "data": ("trn.doors.work", "Make and index data sets: `trn data text`, `trn data index`."),
@@ -39,8 +45,6 @@ _VERBS = {
     "gc": ("trn.doors.gc", "Show what the runs occupy, and free what nobody needs any more."),
     "completion": ("trn.doors.completion", "Print the script that lets bash, zsh or fish complete `trn`."),
 }
-# at exit the collector would walk several times over all that was imported: a tenth of what `trn list` costs
-atexit.register(gc.freeze)
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -55,7 +59,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        command = getattr(importlib.import_module(_VERBS[cmd_name][0]), f"{cmd_name}_command")
+        command = getattr(_load(_VERBS[cmd_name][0]), f"{cmd_name}_command")
         return command if isinstance(command, click.Command) else None
 
     def resolve_command(
@@ -75,6 +79,20 @@ class _Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(name, sentence) for name, (_, sentence) in _VERBS.items()])
+
+
+def _load(name: str) -> ModuleType:
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        _keep()
+
+
+def _keep() -> None:
+    """Let the collector go on, with what is there now out of its reach."""
+    gc.freeze()
+    gc.enable()
 
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -151,6 +169,8 @@ def _say(text: str, status: int) -> int:
         click.echo(clean(text), err=True)
     return status
 
+
+_keep()
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ import click
 
 from trn.doors.installation import Library, environment, libraries, machine, torch_facts, trainers
 from trn.doors.lines import size
-from trn.doors.read import json_option, runs_dir_option
+from trn.doors.listing import json_option, runs_dir_option
 from trn.doors.storage import Trial, in_the_way, nearest_existing, space, try_storage
 from trn.doors.targets import runs_folder
 from trn.doors.text import clean_line

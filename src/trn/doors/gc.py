@@ -13,7 +13,7 @@ from trn.doors.cleaning import Cleaner, Report
 from trn.doors.completion import complete_run
 from trn.doors.leftovers import KINDS, runs_in
 from trn.doors.lines import size
-from trn.doors.read import json_option, runs_dir_option
+from trn.doors.listing import json_option, runs_dir_option
 from trn.doors.targets import find, runs_folder
 from trn.doors.text import clean_line
 from trn.errors import UsageError, exit_code

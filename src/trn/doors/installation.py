@@ -25,7 +25,7 @@ Json = dict[str, Any]
 _PACKAGE = "trn-runtime"
 _TRAINERS = "trn.trainers"
 _REQUIREMENT = re.compile(r"""([\w.-]+)\s*(?:>=\s*([\d.]+))?[^;]*(?:;\s*extra\s*==\s*["'](\w+)["'])?""")
-_FOR_DEVELOPERS = "dev"
+_FOR_DEVELOPERS = ("dev", "bench")
 _ASK_TORCH = """
 import json, torch
 mps = getattr(torch.backends, "mps", None)
@@ -93,7 +93,7 @@ def libraries() -> list[Library]:
     except PackageNotFoundError:
         return []
     found = [match.groups() for text in asked if (match := _REQUIREMENT.fullmatch(text))]
-    return [Library(name, _version(name), least, extra) for name, least, extra in found if extra != _FOR_DEVELOPERS]
+    return [Library(name, _version(name), least, extra) for name, least, extra in found if extra not in _FOR_DEVELOPERS]
 
 
 def _version(name: str) -> str | None:

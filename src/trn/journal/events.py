@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ __all__ = ["EventLog"]
 class EventLog:
     """Appends events with a `seq` that continues where the last whole line ended. The holder of the lock writes.
 
-    Endings are synced to disk, other events when `sync` is called. Not thread-safe.
+    Endings are synced to disk, other events when `sync` is called. `clean` takes secrets out of what a trainer may
+    have had a hand in. Not thread-safe.
     """
 
-    def __init__(self, path: Path, *, run_id: str, job_id: str) -> None:
+    def __init__(
+        self, path: Path, *, run_id: str, job_id: str, clean: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    ) -> None:
         self._log = AppendLog(path)
         self._run_id = run_id
         self._job_id = job_id
+        self._clean = clean
         self.seq = _last_seq(path)
 
     def emit(self, event: str, **fields: Any) -> None:
@@ -34,7 +39,8 @@ class EventLog:
             "seq": self.seq + 1,
             "ts": utc_now(),
         }
-        self._log.append(json_line(head | fields | head))
+        told = fields if self._clean is None else self._clean(fields)
+        self._log.append(json_line(head | told | head))
         self.seq += 1
         if event in ENDINGS:
             self.sync()
