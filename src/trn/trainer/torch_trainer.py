@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from trn.errors import NumericalInstability, TrainerError
 from trn.gates import require_finite
 from trn.trainer.contract import Context, StepResult
+from trn.trainer.fused import update
 from trn.trainer.optimizers import build_optimizer
 from trn.trainer.schedules import lr_at
 
@@ -148,7 +149,7 @@ class TorchTrainer(ABC):
             torch._foreach_mul_(gradients, torch.clamp(plan.clip_grad_norm / (norm + 1e-6), max=1.0))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()
+        update(optimizer)
         state.step = ctx.step
         metrics["lr"] = float(optimizer.param_groups[0]["lr"])
         return StepResult(metrics, tokens=count if self.counts == "tokens" else None)
