@@ -30,7 +30,7 @@ lint: setup ## format, lint, types, import layers
 
 check: lint fast ## one command for everything but the slow tests
 
-bench: setup ## what we claim about speed, a quarter of an hour; `make bench BENCH=--quick` takes two minutes
+bench: setup ## what we claim about speed, a quarter of an hour; BENCH=--quick: some minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mlp_loop.py $(BENCH)
 	$(BIN)/trn data text --out demo/data
 	$(BIN)/python benchmarks/lm_loop.py $(BENCH)

@@ -22,7 +22,9 @@ import hashlib
 import mmap
 import os
 import shutil
+import signal
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -365,6 +367,7 @@ def main() -> None:
     args = parser.parse_args()
     size_mb, rounds = (200, 2) if args.quick else (args.size_mb, args.rounds)
     warnings.filterwarnings("ignore", module="torch")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # gigabytes are not left behind
     with tempfile.TemporaryDirectory(dir=args.folder, prefix=".bench-") as name:
         folder = Path(name)
         training = Training(size_mb)

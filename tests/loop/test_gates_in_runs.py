@@ -16,6 +16,7 @@ from trn.checkpoint.meta import listed_steps
 from trn.errors import STATUS
 from trn.gates import epoch_problems
 from trn.records import Json, read_json
+from trn.verify import verify_run
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +79,7 @@ def test_a_scripted_series_ends_at_its_step_also_after_kills(
         assert_identical(run_dir, oracle)
     assert outcome(run_dir)["reason"] == ended["reason"]
     if word != "completed":
-        assert [one.get("outcome") for one in events(run_dir, "gate")][-1] in (word, None)
+        assert events(run_dir, "gate")[-1]["outcome"] == word
 
 
 def test_a_damaged_step_gets_no_checkpoint_and_its_loss_no_line(server: ForkServer, tmp_path: Path) -> None:
@@ -190,6 +191,7 @@ def test_a_budget_in_passes_ends_with_the_data_however_many_batches_were_left_ou
         assert (ended["status"], ended["step"], ended["final"]["step"]) == ("completed", made, made)
         assert ended["reason"] == f"every step of the budget is made; batches left out: {len(bad_steps)}"
         assert ended["checkpoint"]["step"] == made
+        assert [one for one in verify_run(tmp_path / f"{name}-run") if one.problem is not None] == []
 
 
 def test_a_budget_in_steps_is_not_met_by_batches_that_were_left_out(server: ForkServer, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_a_validation_that_a_stop_broke_off_is_made_good_with_all_that_follows_f
     spec, log = write_scripted(tmp_path / "job", losses, more=more), tmp_path / "log"
     code = server.run(command(spec, tmp_path, "oracle"), log)
     assert code in (0, 81)
-    (spec.parent / "terminate").touch()
+    (spec.parent / "terminate").write_text("5")
     assert server.run(command(spec, tmp_path, "run"), log) == 75
     assert outcome(tmp_path / "run")["step"] == 5
     assert epoch_artifacts(tmp_path / "run") == {}
@@ -240,7 +242,7 @@ def test_a_run_that_ends_with_a_validation_made_good_ends_as_the_oracle(server: 
     more = "gates: {target_val_loss: 1.0, min_epochs: 1}"
     spec, log, run_dir = write_scripted(tmp_path / "job", [1.0, 1.0], more=more), tmp_path / "log", tmp_path / "run"
     assert server.run(command(spec, tmp_path, "oracle"), log) == 0
-    (spec.parent / "terminate").touch()
+    (spec.parent / "terminate").write_text("5")
     assert [server.run(command(spec, tmp_path, "run"), log) for _ in range(2)] == [75, 0]
     keys = ("status", "reason", "step", "final", "best", "epochs_completed")
     assert [outcome(run_dir)[key] for key in keys] == [outcome(tmp_path / "oracle")[key] for key in keys]
@@ -249,6 +251,29 @@ def test_a_run_that_ends_with_a_validation_made_good_ends_as_the_oracle(server: 
     assert differences("", final_payload(run_dir)["trainer"], final_payload(tmp_path / "oracle")["trainer"]) == []
     assert epoch_artifacts(run_dir) == epoch_artifacts(tmp_path / "oracle")
     assert (run_dir / "checkpoints/best.pt").samefile(run_dir / "checkpoints/step-00000005.pt")
+
+
+@pytest.mark.parametrize(("every", "older"), [(4, 8), (0, 0)])
+def test_a_checkpoint_that_was_made_before_its_step_was_found_damaged_is_set_aside(
+    server: ForkServer, tmp_path: Path, every: int, older: int
+) -> None:
+    spec, log, run_dir = write_scripted(tmp_path / "job", [3.0, 7.0]), tmp_path / "log", tmp_path / "run"
+    sets = ["--set", f"checkpoint_every={every}", "--set", "checkpoint.every_epochs=0"]
+    sets += ["--set", "validation.every_epochs=2"] if every == 0 else []
+    (spec.parent / "terminate").write_text("10")
+    losses = ["--set", 'hyperparams.losses=["3.0", "nan"]'] if every == 0 else []
+    code = 80 if every == 0 else 81
+    argv = ["--auto-resume", *sets, *losses]
+    assert server.run(command(spec, tmp_path, "run", *argv), log) == 75, log.read_text()
+    assert outcome(run_dir)["checkpoint"]["step"] == 10
+    for _ in range(2):  # the second finds the run without the checkpoint, and comes to the same end
+        assert server.run(command(spec, tmp_path, "run", *argv), log) == code, log.read_text()
+        assert max(listed_steps(run_dir / "checkpoints"), default=0) == older
+        assert (outcome(run_dir)["checkpoint"] or {"step": 0})["step"] == older
+        assert (run_dir / "checkpoints/last.pt").exists() == (older > 0)
+    assert [event["from_step"] for event in events(run_dir, "resumed")] == [10, older]
+    assert events(run_dir, "checkpoint_rejected")[0]["file"] == "step-00000010.pt"
+    assert [one for one in verify_run(run_dir) if one.problem is not None] == []
 
 
 def test_a_finished_run_that_is_resumed_is_left_as_it_is(server: ForkServer, tmp_path: Path) -> None:

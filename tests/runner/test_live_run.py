@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from support.compare import events, outcome
 from support.forkserver import ForkServer
-from support.job import command, write_job
+from support.job import TRAINER, command, write_job
 
 pytestmark = pytest.mark.slow
 
@@ -68,10 +67,34 @@ def test_a_trainer_that_does_otherwise_than_planned_is_refused(server: ForkServe
     assert says in refusal
     assert "Noisy" in refusal
     assert "Traceback" not in log.read_text()
-    ended = outcome(run_dir)
-    assert (ended["status"], ended["step"], ended["reason"]) == ("plan_refused", 0, refusal)
-    assert events(run_dir, "started") == []
-    assert (run_dir / "reports/train_metrics.jsonl").read_bytes() == b""
+    # a refusal leaves nothing: with the trainer mended, the same command starts the run
+    assert not run_dir.exists()
+    assert list((tmp_path / ".trn/staging").iterdir()) == []
+    trainer.write_text(TRAINER)
+    assert server.run(command(spec, tmp_path, "run"), log) == 0, log.read_text()
+
+
+def test_a_resume_that_is_refused_for_what_its_trainer_makes_changes_nothing(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    spec, log, run_dir = write_job(tmp_path / "job", max_steps=40), tmp_path / "log", tmp_path / "run"
+    assert server.run(command(spec, tmp_path, "run"), log) == 0, log.read_text()
+    trainer = spec.parent / "noisy.py"
+    going_back = ["--resume", "--checkpoint", "25", "--allow-change", "code"]
+    wider = ("nn.Linear(8, p.width)", "nn.Linear(8, p.width, bias=False)")
+    for old, new in (("p = ctx.params", "p = ctx.params; torch.manual_seed(9)"), wider):
+        trainer.write_text(TRAINER.replace(old, new))
+        before = contents(run_dir)
+        assert server.run(command(spec, tmp_path, "run", *going_back), log) == 78, log.read_text()
+        assert contents(run_dir) == before
+    trainer.write_text(TRAINER)
+    assert server.run(command(spec, tmp_path, "run", *going_back), log) == 0, log.read_text()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the lock, which names who held it last."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 DUMP = """

@@ -50,7 +50,7 @@ class Scripted(TorchTrainer):
 
     def evaluate(self, batches, state, ctx):
         marker = Path(__file__).with_name("terminate")
-        if marker.exists():
+        if marker.exists() and marker.read_text() == str(ctx.step):
             marker.unlink()
             os.kill(os.getpid(), signal.SIGTERM)
         assert sum(1 for _ in batches) == 1
@@ -91,7 +91,7 @@ def write_scripted(
 ) -> Path:
     """The data, the trainer and the spec in `folder`; returns the spec's path.
 
-    A file `terminate` in the folder makes the next evaluation receive a SIGTERM before its first batch.
+    A file `terminate` in the folder makes the evaluation after the step in it receive a SIGTERM before its first batch.
 
     `losses` are those of the validations after each epoch, "nan" and "inf" too; `bad_steps` are the batches, from 1 in
     the first pass, with a NaN in them. The budget is one epoch for each loss unless another is given.

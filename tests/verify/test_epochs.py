@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from support.forkserver import ForkServer
 from support.job import command
@@ -44,6 +43,16 @@ def test_the_artifacts_of_a_healthy_run_hold(run_dir: Path) -> None:
     assert sum("optimizer state" in what for what in looked_at) == 2
 
 
+def test_weights_whose_hash_nobody_knows_are_not_opened(run_dir: Path) -> None:
+    for meta in (run_dir / "checkpoints").glob("step-00000015.*"):
+        meta.unlink()
+    journal = run_dir / "reports/events.jsonl"
+    journal.write_text(journal.read_text().replace('"event":"checkpoint"', '"event":"epoch"'))
+    (run_dir / "checkpoints/epoch-002.pt").write_bytes(b"anything")
+    said = [finding for finding in verify_run(run_dir) if "epoch-002.pt" in finding.what]
+    assert [(finding.problem, "not opened" in finding.what) for finding in said] == [(None, True)]
+
+
 def damage_of(key: str, value: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "epoch-001.metadata.json"
@@ -60,17 +69,9 @@ def flip(folder: Path) -> None:
     path.write_bytes(data)
 
 
-def swap_optimizer(folder: Path) -> None:
-    """A `.pt` whose checkpoint retention has removed, so that only the digest in the metadata speaks of it."""
-    path = folder / "epoch-002.pt"
-    payload = torch.load(path, weights_only=True)
-    payload["trainer"]["optimizer"]["state"][0]["exp_avg"] += 1.0
-    path.unlink()
-    torch.save(payload, path)
-    for meta in folder.glob("step-00000015.*"):
-        meta.unlink()
-    events = folder.parent / "reports/events.jsonl"
-    events.write_text(events.read_text().replace('"event":"checkpoint"', '"event":"epoch"'))
+def another_digest(folder: Path) -> None:
+    path = folder / "epoch-002.metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"optimizer_state_sha": "0" * 64}))
 
 
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
@@ -87,7 +88,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (lambda folder: (folder / "epoch-001.metadata.json").unlink(), "it is missing, and the epoch is over"),
     (lambda folder: (folder / "epoch-001.metadata.json").write_text("{"), "JsonError"),
     (flip, "its sha256 is not that of the checkpoint of step 15"),
-    (swap_optimizer, "the digest of its optimizer state is not the one in the metadata"),
+    (another_digest, "the digest of its optimizer state is not the one in the metadata"),
 ]
 
 

@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
+from trn.checkpoint.discover import set_aside_later
 from trn.checkpoint.epochs import metadata_name, prune_epochs, publish_epoch
-from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, meta_name
+from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name
 from trn.checkpoint.payload import write_payload
 from trn.checkpoint.retention import link_hint, prune
 from trn.checkpoint.snapshot import Snapshots
 from trn.errors import StorageError
 from trn.files import free_bytes, write_atomic
-from trn.records import Json, Position, utc_now
+from trn.records import Json, Position, read_json, utc_now
 
 __all__ = ["Moment", "Saver"]
 
@@ -89,11 +90,21 @@ class Saver:
         link_hint(self.folder, "best", step)
 
     def complete_epoch(self, step: int, metadata: Json) -> None:
-        """Write the artifact of an epoch whose checkpoint was committed before the epoch was settled."""
-        path = self.folder / checkpoint_name(step)
-        if not (self.folder / metadata_name(metadata["epoch"])).exists():
+        """Write the artifact of an epoch whose checkpoint was committed before all that it says was known."""
+        path, known = self.folder / checkpoint_name(step), self.folder / metadata_name(metadata["epoch"])
+        before = read_json(known) if known.exists() else {}
+        if any(before.get(key, key) != value for key, value in metadata.items() if key not in _NOT_OF_THE_PLAN):
             payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             publish_epoch(path, metadata, payload["trainer"])
+            prune_epochs(self.folder, keep=self._keep_epochs)
+
+    def retract(self, step: int, *, epochs_over: int, best_step: int | None) -> str:
+        """Set the checkpoint of `step` aside, and what came with it; returns its file's name."""
+        older = max((one for one in listed_steps(self.folder) if one < step), default=0)
+        set_aside_later(
+            self.folder.parent, step=older, epochs_over=epochs_over, best_step=best_step, job_id=self._job_id
+        )
+        return checkpoint_name(step)
 
     def wait(self) -> None:
         """Until nothing is in flight. Raises a failed save's error."""
@@ -159,3 +170,5 @@ class Saver:
 
 
 _SPARE_BYTES = 1 << 20
+_NOT_OF_THE_PLAN = ("optimizer_state_sha", "wall_seconds")
+"""What an epoch's metadata say besides what plan and step decide: the saver's own digest, and a clock's reading."""

@@ -21,7 +21,7 @@ _PAGES_FROM_BYTES = 1 << 20
 """From this size on a copy has pages of its own; below, it is gathered with others anyway."""
 
 _PLAIN: tuple[type, ...] = (bool, int, float, str, bytes, type(None))
-_Key = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]
+_Key = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...], bool, bool]
 
 
 def _plain(value: Any) -> Any:
@@ -63,7 +63,7 @@ class Snapshots:
 
     def _copy(self, value: Any, path: str, seen: dict[_Key, torch.Tensor], used: set[str]) -> Any:
         if isinstance(value, torch.Tensor):
-            return self._tensor(value.detach().resolve_conj().resolve_neg(), path, seen, used)
+            return self._tensor(value.detach(), path, seen, used)
         if isinstance(value, int) and int(value).bit_length() > 63:
             raise TrainerError("a number of more than 64 bits.", where=path, hint="Keep it as text.")
         if type(value) in _PLAIN:
@@ -77,7 +77,7 @@ class Snapshots:
                     raise TrainerError(
                         f"a key of type {type(key).__name__}; a checkpoint holds str and int.", where=path
                     )
-            return {_plain(key): self._copy(item, f"{path}.{key}", seen, used) for key, item in value.items()}
+            return {_plain(key): self._copy(item, f"{path}[{key!r}]", seen, used) for key, item in value.items()}
         if type(value) in (list, tuple):
             return type(value)(self._copy(item, f"{path}[{i}]", seen, used) for i, item in enumerate(value))
         raise TrainerError(
@@ -89,8 +89,9 @@ class Snapshots:
     def _tensor(self, tensor: torch.Tensor, path: str, seen: dict[_Key, torch.Tensor], used: set[str]) -> torch.Tensor:
         if tensor.layout is not torch.strided:
             raise TrainerError(f"a tensor of layout {tensor.layout}; a checkpoint holds strided ones.", where=path)
+        # a conjugated or negated view shares the memory of what it is a view of, and not its values
         key = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tensor.dtype, tensor.shape,
-               tensor.stride())  # fmt: skip
+               tensor.stride(), tensor.is_conj(), tensor.is_neg())  # fmt: skip
         if tensor.numel() and key in seen:
             return seen[key]
         buffer = self._buffers.get(path)

@@ -110,7 +110,7 @@ def link_atomic(source: Path, target: Path) -> None:
             trip("link", str(target))
             os.link(source, temporary)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS):
                 raise
             _copy(source, target)
             return

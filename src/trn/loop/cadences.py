@@ -106,7 +106,11 @@ def settle(parts: Parts, progress: Progress) -> Verdict | None:
     # what is evaluated are no training rows: the hooks see the same, whether the step was just made or restored
     parts.ctx._enter_step(step, epoch_of(plan, step), _NO_ROWS, _NO_PASSES, progress.gates.lr_factor)
     if is_evaluation_due(plan, progress):
-        metrics = _evaluate(parts, progress)
+        try:
+            metrics = _evaluate(parts, progress)
+        except NumericalInstability as error:
+            report_refusal(parts.events, error, [])
+            return Verdict("numerical_instability", str(error), "numerical_stability")
         if metrics is None:
             return None
         verdict = _judge(parts, progress, metrics, ends_epoch)
@@ -140,7 +144,11 @@ def epoch_metadata(parts: Parts, progress: Progress) -> Json:
 def checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
     """Take the whole state now; it is committed beside the loop."""
     streams = rng.capture()
-    state = call_hook(parts, "state_dict", lambda: parts.trainer.state_dict(parts.state))
+    try:
+        state = call_hook(parts, "state_dict", lambda: parts.trainer.state_dict(parts.state))
+    except NumericalInstability as error:
+        report_refusal(parts.events, error, [])
+        raise
     rng.restore(streams)  # a hook that draws must not make a run depend on how often it is saved
     if not isinstance(state, dict):
         raise TrainerError(
@@ -187,7 +195,7 @@ class _UntilStopped:
 
 
 def _evaluate(parts: Parts, progress: Progress) -> dict[str, float] | None:
-    """What the trainer's evaluation gives; None where a stop came before its end."""
+    """What the trainer's evaluation gives; None where a stop came before its end. Raises NumericalInstability."""
     step, plan = progress.step, parts.plan
     assert parts.validation is not None, "an evaluation is due only where the plan has validation data"
     began_s = time.perf_counter()
@@ -206,11 +214,7 @@ def _evaluate(parts: Parts, progress: Progress) -> dict[str, float] | None:
         raise TrainerError(
             f"expected metrics by name, found {type(given).__name__}.", where=f"evaluate after step {step}"
         )
-    try:
-        metrics = finite_metrics(step, given)
-    except NumericalInstability as error:
-        report_refusal(parts.events, error, [])
-        raise
+    metrics = finite_metrics(step, given)
     progress.tally = progress.tally.with_wall(time.perf_counter() - began_s)
     return metrics
 

@@ -165,19 +165,32 @@ def _end(parts: Parts, progress: Progress, last_line: Json, verdict: Verdict | N
         events.emit("stop_requested", reason=stop.reason)
     if stop.at_once:
         raise Stopped("cancelled", AT_ONCE)
-    if not is_saved and (verdict is None or not verdict.is_damage):
+    is_damaged = verdict is not None and verdict.is_damage
+    if not is_saved and not is_damaged:
         checkpoint(parts, progress, last_line)
     parts.saver.wait()
-    if progress.gates.skips_in_row and progress.best_step == progress.step:
-        parts.saver.mark_best(
-            progress.step
-        )  # the last batch of the data was left out: the step was judged after its save
+    if is_saved and is_damaged:
+        _retract(parts, progress)
+    # the last batch of the data was left out: its step was judged after it was saved
+    if progress.gates.skips_in_row and not is_damaged and progress.best_step == progress.step:
+        parts.saver.mark_best(progress.step)
     announce(parts.saver, events)
     if verdict is not None:
         announce_verdict(events, progress.step, verdict)
         return Ending(verdict.outcome, verdict.reason)
     assert stop.outcome is not None, "the loop ends with a verdict or with a request"
     return Ending(stop.outcome, stop.reason)
+
+
+def _retract(parts: Parts, progress: Progress) -> None:
+    """Take back a checkpoint that a stop made before its step was judged: no damage stays behind as the newest."""
+    announce(parts.saver, parts.events)
+    file = parts.saver.retract(
+        progress.step,
+        epochs_over=(progress.step - 1) // parts.plan.budget.steps_per_epoch,
+        best_step=progress.best_step,
+    )
+    parts.events.emit("checkpoint_rejected", file=file, reason="its validation came later, and found damage")
 
 
 def _finite(parts: Parts, step: int, result: StepResult, raw: RawBatch) -> dict[str, float]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trn.errors import PlanRefused, StorageError
-from trn.files import Lock, is_locked, make_folder, publish_folder, remove_tree, write_atomic
+from trn.files import Lock, is_locked, make_folder, move, publish_folder, remove_tree, write_atomic
 from trn.spec.plan_model import Plan
 
-__all__ = ["LOCK_NAME", "PLAN_NAME", "publish_run", "refuse_taken"]
+__all__ = ["LOCK_NAME", "PLAN_NAME", "publish_run", "refuse_taken", "withdraw_run"]
 
 LOCK_NAME = ".lock"
 PLAN_NAME = "reports/resolved_config.json"
@@ -56,6 +56,14 @@ def publish_run(
             remove_tree(staged)
         raise
     return lock
+
+
+def withdraw_run(plan: Plan, lock: Lock, *, job_id: str) -> None:
+    """Take back a folder that was published just now, and release its lock: a refusal leaves nothing."""
+    aside = make_folder(Path(plan.runs_dir) / _STAGING) / job_id
+    move(Path(plan.run_dir), aside)
+    lock.release()
+    remove_tree(aside)
 
 
 def refuse_taken(target: Path) -> None:

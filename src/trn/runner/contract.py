@@ -44,7 +44,7 @@ SAFE = frozenset(
     }
 )
 ALLOWABLE = {
-    "max_steps": ("budget.max_steps", "dataset.passes"),
+    "max_steps": ("budget.max_steps", "budget.by_passes", "dataset.passes"),
     "lr": ("optimizer.arguments.lr", "schedule.lr_max", "schedule.lr_min"),
     "threads": ("threads",),
     "versions": ("versions.",),

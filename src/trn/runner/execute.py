@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ import torch
 from trn.checkpoint import rng
 from trn.checkpoint.discover import Found, find_named, find_newest_good
 from trn.checkpoint.saver import Saver
-from trn.errors import STATUS, ResumeRefused, Stopped, TrainerError, TrnError
+from trn.errors import STATUS, PlanRefused, ResumeRefused, Stopped, TrainerError, TrnError
 from trn.feed import Cursor, Dataset, Feed, check_unchanged, read_sequential
 from trn.feed.tensors import to_tensors
 from trn.files import Lock
@@ -24,6 +25,7 @@ from trn.loop.loop import Ending, Parts, announce, train
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
 from trn.plan import make_params, plan_order, torch_device, warn_of_few_tokens
+from trn.plan.publish import withdraw_run
 from trn.provenance.process import clean_event
 from trn.records import Outcome, utc_now
 from trn.runner.artifacts import publish_revision, record_resume, require_run_meta, safe_text
@@ -104,17 +106,18 @@ class _Journal:
 def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
     """Run the job under its held lock; returns the exit status. The outcome on disk says the same.
 
-    Raises TrnError only where no outcome can be written: when the disk refuses, or when a resume is refused, which
-    then has changed nothing.
+    Raises TrnError only where no outcome can be written: when the disk refuses, or when the job is refused, which
+    then has changed nothing: a resume leaves the run as it was, a new run leaves no folder.
     """
     plan, started_at, owner = job.plan, utc_now(), os.getpid()
-    found = require_resumable(job) if job.resume is not None else None
+    found = Found(None, ()) if job.resume is None else require_resumable(job)
     stop.limit_runtime(plan.max_runtime_s)
+    made = _make_or_refuse(job, found, lock, stop)
     if job.resume is not None:
         job.resume.settle(plan)
     journal = _Journal.open(plan, job.job_id)
     restored = Restored(None, Progress(), {})
-    if job.resume is not None and found is not None:
+    if job.resume is not None:
         restored = restore_folder(
             plan,
             found,
@@ -128,7 +131,7 @@ def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
             record_resume(plan, job.resume.run_meta, job_id=job.job_id, from_step=restored.progress.step)
     _announce(job, journal.events)
     progress = restored.progress
-    ending = _attempt(partial(_train, job, journal, restored, stop))
+    ending = _attempt(partial(_train, job, journal, restored, made, stop))
     if os.getpid() != owner:
         os._exit(1)  # a child that the trainer forked and that came out of the loop: the run is its parent's
     journal.sync()
@@ -164,6 +167,39 @@ def require_resumable(job: Job) -> Found:
     return found
 
 
+@dataclass(frozen=True)
+class _Made:
+    """The trainer's objects, checked against the plan and brought back to the checkpoint; or why there are none."""
+
+    ctx: Context
+    state: Any = None
+    error: BaseException | None = None
+
+
+def _make_or_refuse(job: Job, found: Found, lock: Lock, stop: StopRequest) -> _Made:
+    """What is trained, made before anything of the run is changed.
+
+    Raises what the job is refused with; a failure of the trainer's own code is kept for the outcome.
+    """
+    plan, trainer, owner = job.plan, job.trainer, os.getpid()
+    ctx = _make_context(plan, trainer, stop)
+    try:
+        rng.seed_all(plan.seed)
+        state = _configure(trainer, ctx, stop)
+        check_live(plan, trainer, state)
+        if found.meta is not None:
+            apply_state(plan, found.meta, trainer, state, ctx)
+        return _Made(ctx, state)
+    except (PlanRefused, ResumeRefused):
+        if job.resume is None or job.resume.is_fork:
+            withdraw_run(plan, lock, job_id=job.job_id)
+        raise
+    except BaseException as error:  # noqa: BLE001 - raised again where every failure becomes an outcome
+        if os.getpid() != owner:
+            os._exit(1)  # a child that the trainer forked
+        return _Made(ctx, error=error)
+
+
 def _announce(job: Job, events: EventLog) -> None:
     plan = job.plan
     if not is_announced(plan):
@@ -197,20 +233,18 @@ def _attempt(work: Callable[[], Ending]) -> Ending:
 
 def _out_of_memory(error: BaseException | None) -> bool:
     refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    refused = refused or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     return refused or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
-def _train(job: Job, journal: _Journal, restored: Restored, stop: StopRequest) -> Ending:
+def _train(job: Job, journal: _Journal, restored: Restored, made: _Made, stop: StopRequest) -> Ending:
     plan, trainer, progress = job.plan, job.trainer, restored.progress
-    ctx = _make_context(plan, trainer, stop)
-    rng.seed_all(plan.seed)
-    state = _configure(trainer, ctx, stop)
-    check_live(plan, trainer, state)
+    ctx, state = made.ctx, made.state
+    if made.error is not None:
+        raise made.error
     is_new = job.resume is None and isinstance(state, TorchState)
     if is_new and (warning := warn_of_few_tokens(plan, trainer, state.model)):
         say(f"warning: {warning}")
-    if restored.meta is not None:
-        apply_state(plan, restored.meta, trainer, state, ctx)
     saver = Saver(
         ctx.checkpoints_dir,
         run_id=plan.run_id,

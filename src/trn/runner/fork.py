@@ -20,7 +20,9 @@ from trn.checkpoint.epochs import listed_epochs, metadata_name, weights_name
 from trn.checkpoint.meta import checkpoint_name, meta_name
 from trn.errors import ResumeRefused, Stopped, StorageError, UsageError
 from trn.files import atomic_file, free_bytes, link_atomic, write_atomic
+from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
+from trn.loop.verdicts import is_used_up
 from trn.plan import publish_run
 from trn.plan.publish import refuse_taken
 from trn.runner.artifacts import prepare_torch, start_artifacts
@@ -94,7 +96,7 @@ def _plan_of_fork(revised: Plan, asked: Fork) -> Plan:
 
 
 def _refuse_finished(origin: Origin, plan: Plan) -> None:
-    if origin.meta.step >= plan.budget.max_steps:
+    if is_used_up(plan, Progress.from_json(origin.meta.progress)):
         raise ResumeRefused(
             f"{origin.meta.file} stands at step {origin.meta.step} of a budget of {plan.budget.max_steps}: "
             "nothing would be left to train.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from trn.checkpoint import rng
 from trn.checkpoint.discover import Found, load_payload, set_aside_later
-from trn.checkpoint.meta import CheckpointMeta
+from trn.checkpoint.meta import CheckpointMeta, checkpoint_name
 from trn.errors import ResumeRefused, TrnError
 from trn.files import sweep
 from trn.journal import EventLog, MetricsLog
@@ -104,6 +104,8 @@ def announced_steps(run_dir: Path) -> set[int]:
         for event in read_lines(run_dir / "reports/events.jsonl"):
             if event.get("event") == "checkpoint":
                 steps.add(int(event["step"]))
+            elif event.get("event") == "checkpoint_rejected":
+                steps -= {step for step in steps if checkpoint_name(step) == event.get("file")}
             elif event.get("event") == "resumed":
                 steps = {step for step in steps if step <= int(event["from_step"])}
     except (JsonError, KeyError, TypeError, ValueError):

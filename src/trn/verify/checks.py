@@ -193,7 +193,8 @@ def _outcome_problems(run: Run, name: str, outcome: Outcome) -> Iterator[Finding
         yield Finding(name, "it belongs to another run or plan")
     if outcome.step != lines:
         yield Finding(name, f"it says step {outcome.step}, the metrics have {lines} lines")
-    if outcome.status == "completed" and outcome.step != run.plan.budget.max_steps:
+    made = outcome.step + (_left_out(run) if run.plan.budget.by_passes else 0)
+    if outcome.status == "completed" and made != run.plan.budget.max_steps:
         yield Finding(name, f"completed at step {outcome.step} of {run.plan.budget.max_steps}")
     if outcome.exit_code == 0 and (outcome.checkpoint is None or outcome.checkpoint["step"] != outcome.step):
         yield Finding(name, "a met goal names no checkpoint of its last step")
@@ -211,6 +212,12 @@ def _outcome_problems(run: Run, name: str, outcome: Outcome) -> Iterator[Finding
     is_unknown = outcome.job_id not in ended and ended.get(last) is None
     if outcome.job_id not in (last, last_ended) and not is_unknown:
         yield Finding(name, f"it is of {outcome.job_id}, the last job that ended is {last_ended}")
+
+
+def _left_out(run: Run) -> int:
+    """How many batches the run went on without; one that was left out again after a kill counts once."""
+    events = read_lines(run.reports / "events.jsonl")
+    return len({tuple(event["row_ids"]) for event in events if event.get("event") == "step_skipped"})
 
 
 def _jobs(run: Run) -> dict[str, str | None]:
