@@ -129,8 +129,9 @@ def test_help_and_a_list_of_a_thousand_jobs_stay_near_the_bare_interpreter(runs_
         _cpu_s(command, environment)
     # in turn: whatever else the machine does slows all of a round, and the median forgets the odd one
     rounds = [{name: _cpu_s(command, environment) for name, command in commands.items()} for _ in range(11)]
-    # 4.0 and 5.1 when measured, with 0.2 between repetitions, idle or busy; click alone is 3.8
-    for name, most in (("--help", 5), ("list", 6)):
+    # 4.0 and 5.1 when measured, with 0.2 between repetitions, idle or busy; click alone is 3.8. The goal is 6; another
+    # interpreter or file system is given one more
+    for name, most in (("--help", 6), ("list", 7)):
         assert statistics.median(one[name] / one["bare"] for one in rounds) < most, name
 
 

@@ -219,6 +219,7 @@ def _checked(tokens_BT: Tensor | None, columns: list[str], params: LanguageModel
             where='column "tokens"',
             hint="Set hyperparams.context to the --context of `trn data text`.",
         )
+    tokens_BT = tokens_BT.long()  # before the look at them: torch compares few of the unsigned types
     low, high = (int(value) for value in torch.aminmax(tokens_BT))
     if low < 0 or high >= params.vocab:
         raise DataError(
@@ -226,7 +227,7 @@ def _checked(tokens_BT: Tensor | None, columns: list[str], params: LanguageModel
             where='column "tokens"',
             hint="The data are from another tokenizer.",
         )
-    return tokens_BT.long()
+    return tokens_BT
 
 
 def _pick(logits_V: Tensor, temperature: float, generator: torch.Generator) -> int:

@@ -55,8 +55,9 @@ def restore_folder(
             events.emit("metrics_cut", from_step=progress.step, lines=cut, side_file=f"reports/{side_file.name}")
     epochs_over = progress.step // plan.budget.steps_per_epoch
     set_aside_later(run_dir, step=progress.step, epochs_over=epochs_over, best_step=progress.best_step, job_id=job_id)
-    for folder in (run_dir, run_dir / "reports", run_dir / "samples"):
-        sweep(folder)
+    for name in ("", "reports", "reports/outcomes", "reports/plans", "samples"):
+        if (run_dir / name).is_dir():
+            sweep(run_dir / name)
     events.emit("resumed", from_step=progress.step, checkpoint=None if meta is None else meta.file, named=is_named)
     return Restored(meta, progress, {} if meta is None else meta.metrics)
 
