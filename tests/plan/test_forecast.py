@@ -19,6 +19,7 @@ SIZES = Sizes(
     optimizer_bytes=72,
     saved_bytes=112,
     saved_tensors=5,
+    file_bytes=5 * 4096,
 )
 """Ten float32 and one buffer; two of them frozen; Adam's two moments and a step for each of two tensors."""
 TOKENS = {"name": "tokens", "type": "fixed_size_list<element: int32>[257]"}
@@ -57,7 +58,7 @@ def test_memory_is_weights_gradients_optimizer_and_a_copy_to_save() -> None:
 
 
 def test_a_checkpoint_is_its_tensors_and_what_stands_beside_them() -> None:
-    assert SIZES.checkpoint_bytes == 112 + 5 * 320 + 60_000 == 61_712
+    assert SIZES.checkpoint_bytes == 5 * 4096 + 5 * 200 + 80_000 == 101_480
 
 
 @pytest.mark.parametrize(
@@ -139,9 +140,9 @@ def test_the_document_has_every_number() -> None:
             "total_bytes": 260,
         },
         "disk": {
-            "checkpoint_bytes": 61_712,
+            "checkpoint_bytes": 101_480,
             "files": {"newest": 3, "best": 0, "epochs": 0, "written": 1, "most": 4},
-            "most_bytes": 4 * 61_712,
+            "most_bytes": 4 * 101_480,
             "free_bytes": 10**9,
         },
         "seconds": None,
@@ -174,12 +175,12 @@ def test_what_is_not_known_is_null_with_its_reason_and_nothing_follows_from_it()
 
 def test_people_are_told_the_same() -> None:
     plan = planned(steps=1000, checkpoint={"every_steps": 100})
-    large = Sizes(3_000_000, 2_000_000, 12_000_000, 8_000_000, 16_000_000, 28_000_000, 100)
+    large = Sizes(3_000_000, 2_000_000, 12_000_000, 8_000_000, 16_000_000, 28_000_000, 100, 28_400_000)
     assert list(forecast(plan, large, tokens_per_row=None, notes=["a word"]).lines())[1:] == [
         "  model   3,000,000 parameters, 1,000,000 of them frozen",
         "  memory  64.0 MB and the activations: weights 12.0 MB, gradients 8.0 MB, optimizer 16.0 MB, a copy to save"
         " 28.0 MB",
-        "  disk    up to 112.4 MB: 4 checkpoints of 28.1 MB (3 newest, 1 in writing); 1.0 GB free",
+        "  disk    up to 114.0 MB: 4 checkpoints of 28.5 MB (3 newest, 1 in writing); 1.0 GB free",
         "  steps   1,000 of 8 rows",
         "  data    100 rows, 13 batches a pass; read 80 times",
         "  time    unknown: not measured",
@@ -189,10 +190,10 @@ def test_people_are_told_the_same() -> None:
 
 def test_a_disk_without_room_is_a_warning() -> None:
     plan = planned(steps=1000, checkpoint={"every_steps": 100}, runs_dir="/data/\x1b[31mruns")
-    assert forecast(plan, free_bytes=4 * 61_712).warnings() == []
-    (warning,) = forecast(plan, free_bytes=4 * 61_712 - 1).warnings()
+    assert forecast(plan, free_bytes=4 * 101_480).warnings() == []
+    (warning,) = forecast(plan, free_bytes=4 * 101_480 - 1).warnings()
     assert warning == (
-        "checkpoints take up to 246.8 kB, 246.8 kB are free in /data/\\x1b[31mruns; free some space, or lower"
+        "checkpoints take up to 405.9 kB, 405.9 kB are free in /data/\\x1b[31mruns; free some space, or lower"
         " checkpoint.keep or keep_epochs."
     )
 
@@ -204,7 +205,7 @@ def test_fewer_than_20_tokens_a_parameter_are_few(tokens: int, is_few: bool) -> 
 
 
 def test_the_warning_says_both_numbers_and_their_ratio() -> None:
-    (warning,) = forecast(planned(), Sizes(10**6, 10**6, 0, 0, 0, 0, 0)).warnings()
+    (warning,) = forecast(planned(), Sizes(10**6, 10**6, 0, 0, 0, 0, 0, 0)).warnings()
     assert warning == (
         "20,480 tokens for 1,000,000 parameters are 0.0205 a parameter; below 20, more text or a smaller model gives a"
         " lower loss for the same work."

@@ -85,6 +85,7 @@ def test_the_sizes_of_a_model_by_hand() -> None:
     assert sizes.optimizer_bytes == 2 * 48 * 4 + 3 * 4
     assert sizes.saved_bytes == 68 * 4 + buffers + sizes.optimizer_bytes
     assert sizes.saved_tensors == (1 + 2 + 2 + 3) + 3 * 3
+    assert sizes.file_bytes == 4096 * sizes.saved_tensors, "each is smaller than a page"
 
 
 def test_a_model_without_memory_has_the_same_sizes() -> None:

@@ -98,13 +98,11 @@ class Saver:
             publish_epoch(path, metadata, payload["trainer"])
             prune_epochs(self.folder, keep=self._keep_epochs)
 
-    def retract(self, step: int, *, epochs_over: int, best_step: int | None) -> str:
-        """Set the checkpoint of `step` aside, and what came with it; returns its file's name."""
+    def retract(self, step: int, *, epochs_over: int, best_step: int | None) -> None:
+        """Set the checkpoint of `step` aside, and what came with it."""
         older = max((one for one in listed_steps(self.folder) if one < step), default=0)
-        set_aside_later(
-            self.folder.parent, step=older, epochs_over=epochs_over, best_step=best_step, job_id=self._job_id
-        )
-        return checkpoint_name(step)
+        run_dir = self.folder.parent
+        set_aside_later(run_dir, step=older, epochs_over=epochs_over, best_step=best_step, job_id=self._job_id)
 
     def wait(self) -> None:
         """Until nothing is in flight. Raises a failed save's error."""

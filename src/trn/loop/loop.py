@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trn.checkpoint import rng
+from trn.checkpoint.meta import checkpoint_name
 from trn.checkpoint.saver import Saver
 from trn.errors import DataExhausted, NumericalInstability, Stopped, TrainerError
 from trn.feed import Feed, RawBatch
@@ -184,13 +185,13 @@ def _end(parts: Parts, progress: Progress, last_line: Json, verdict: Verdict | N
 
 def _retract(parts: Parts, progress: Progress) -> None:
     """Take back a checkpoint that a stop made before its step was judged: no damage stays behind as the newest."""
+    step = progress.step
     announce(parts.saver, parts.events)
-    file = parts.saver.retract(
-        progress.step,
-        epochs_over=(progress.step - 1) // parts.plan.budget.steps_per_epoch,
-        best_step=progress.best_step,
-    )
-    parts.events.emit("checkpoint_rejected", file=file, reason="its validation came later, and found damage")
+    # told first: a kill in between must not leave a checkpoint that is missed
+    reason = "its validation came later, and found damage"
+    parts.events.emit("checkpoint_rejected", file=checkpoint_name(step), reason=reason)
+    epochs_over = (step - 1) // parts.plan.budget.steps_per_epoch
+    parts.saver.retract(step, epochs_over=epochs_over, best_step=progress.best_step)
 
 
 def _finite(parts: Parts, step: int, result: StepResult, raw: RawBatch) -> dict[str, float]:

@@ -20,9 +20,9 @@ __all__ = ["Files", "Forecast", "Sizes", "few_tokens", "files_of", "forecast_of"
 
 _ENOUGH_TOKENS = 20
 """A parameter. Source: Hoffmann et al. 2022, table 3: a model trained to the best use of compute saw about so many."""
-_BYTES_PER_TENSOR = 320
-_BYTES_BESIDE = 60_000
-"""What a checkpoint holds beside its tensors, measured: 290 to 420 bytes a tensor, and 60 kB of random streams, which
+_BYTES_PER_TENSOR = 200
+_BYTES_BESIDE = 80_000
+"""What a checkpoint holds beside its tensors, measured: 140 to 300 bytes a tensor, and 80 kB of random streams, which
 stand in the file and once more in its meta."""
 _LIST = re.compile(r"fixed_size_list<.*>\[(\d+)\]")
 
@@ -40,6 +40,8 @@ class Sizes:
     saved_bytes: int
     """Of all tensors in a checkpoint, and so of the copy in memory that it is written from."""
     saved_tensors: int
+    file_bytes: int
+    """Of the same tensors in the file of a checkpoint, where each begins at a page."""
 
     @property
     def memory_bytes(self) -> int:
@@ -48,7 +50,7 @@ class Sizes:
     @property
     def checkpoint_bytes(self) -> int:
         """One checkpoint and its meta, within a few per cent; more exactly the larger it is."""
-        return self.saved_bytes + _BYTES_PER_TENSOR * self.saved_tensors + _BYTES_BESIDE
+        return self.file_bytes + _BYTES_PER_TENSOR * self.saved_tensors + _BYTES_BESIDE
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trn.checkpoint.snapshot import PAGE_BYTES
 from trn.feed.tensors import to_tensors
 from trn.files import free_bytes
 from trn.plan.device import torch_device
@@ -27,6 +28,9 @@ from trn.trainer import Context, TorchTrainer, Trainer
 from trn.trainer.optimizers import build_optimizer
 
 __all__ = ["make_forecast", "sizes_of", "tokens_per_row", "warn_of_few_tokens"]
+
+_HEAD_BYTES = 90
+"""Before the bytes of a tensor in a torch file, measured."""
 
 
 def make_forecast(plan: Plan, trainer: Trainer) -> Forecast:
@@ -100,30 +104,31 @@ def sizes_of(model: nn.Module, optimizer: OptimizerPlan) -> Sizes:
     parameters = list(model.parameters())
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     saved = {id(one): one for one in model.state_dict(keep_vars=True).values() if isinstance(one, Tensor)}
-    state_bytes, state_tensors = _optimizer_state(optimizer, trainable)
+    state = _optimizer_state(optimizer, trainable)
+    in_file = [*map(_size, saved.values()), *state]
     return Sizes(
         parameters=sum(parameter.numel() for parameter in parameters),
         trainable=sum(parameter.numel() for parameter in trainable),
         weights_bytes=_bytes([*parameters, *model.buffers()]),
         gradients_bytes=_bytes(trainable),
-        optimizer_bytes=state_bytes,
-        saved_bytes=_bytes(saved.values()) + state_bytes,
-        saved_tensors=len(saved) + state_tensors,
+        optimizer_bytes=sum(state),
+        saved_bytes=sum(in_file),
+        saved_tensors=len(in_file),
+        file_bytes=sum(-(-(size + _HEAD_BYTES) // PAGE_BYTES) * PAGE_BYTES for size in in_file),
     )
 
 
-def _optimizer_state(plan: OptimizerPlan, parameters: Sequence[nn.Parameter]) -> tuple[int, int]:
-    """Bytes and number of the tensors that the optimizer keeps: one parameter of each shape makes one step."""
+def _optimizer_state(plan: OptimizerPlan, parameters: Sequence[nn.Parameter]) -> list[int]:
+    """Bytes of each tensor that the optimizer keeps: one parameter of each shape makes one step."""
     kinds = Counter((tuple(parameter.shape), parameter.dtype) for parameter in parameters)
-    state_bytes = state_tensors = 0
+    sizes: list[int] = []
     for (shape, dtype), count in kinds.items():
         try:
             state = _state_after_a_step(plan, shape, dtype, "meta")
         except RuntimeError:  # asgd and adafactor look at values
             state = _state_after_a_step(plan, shape, dtype, "cpu")
-        state_bytes += count * _bytes(state)
-        state_tensors += count * len(state)
-    return state_bytes, state_tensors
+        sizes += [_size(tensor) for tensor in state] * count
+    return sizes
 
 
 def _state_after_a_step(plan: OptimizerPlan, shape: Sequence[int], dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -136,7 +141,11 @@ def _state_after_a_step(plan: OptimizerPlan, shape: Sequence[int], dtype: torch.
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors)
+    return sum(map(_size, tensors))
+
+
+def _size(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * tensor.element_size()
 
 
 def _told(error: Exception) -> str:
