@@ -269,7 +269,7 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path, content: str
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.int64])
 def test_tokens_may_be_of_any_integer_type(tmp_path: Path, kind: Any) -> None:
-    trainer, state, ctx = started(tmp_path)
+    trainer, _, ctx = started(tmp_path)
     tokens = np.arange(2 * 17).astype(kind)
     batch = pa.record_batch([pa.FixedSizeListArray.from_arrays(pa.array(tokens), 17)], ["tokens"])
     assert trainer.transform(batch, ctx)["tokens"].tolist() == tokens.reshape(2, 17).tolist()
