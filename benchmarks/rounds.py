@@ -23,10 +23,13 @@ from trn.feed import Cursor, Dataset, Feed
 from trn.feed.tensors import to_tensors
 from trn.files import make_folder
 from trn.journal import EventLog, MetricsLog
+from trn.loop.agreement import Agreement
 from trn.loop.loop import Parts, train
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
 from trn.plan import make_params, plan_order
+from trn.ranks.group import Alone
+from trn.ranks.watchdog import Watchdog
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer
 
@@ -65,6 +68,8 @@ class Round:
 
 class Timed:
     """A feed that notes when it is asked for each batch, and how many calls there were until then."""
+
+    is_raw = True
 
     def __init__(self, feed: Feed, calls: Calls | None = None) -> None:
         self._feed = feed
@@ -134,7 +139,7 @@ def by_trn(plan: Plan, trainer: Any, steps: int, calls: Calls | None = None) -> 
         trainer=trainer,
         state=trainer.configure(ctx),
         ctx=ctx,
-        feed=feed,  # type: ignore[arg-type]  # only next() is used
+        feed=feed,  # type: ignore[arg-type]  # only is_raw and next() are used
         validation=None,
         metrics=metrics,
         val_metrics=val_metrics,
@@ -148,6 +153,8 @@ def by_trn(plan: Plan, trainer: Any, steps: int, calls: Calls | None = None) -> 
             sync_journal=metrics.sync,
         ),
         stop=stop,
+        agreement=Agreement(Alone(), stop),
+        watchdog=Watchdog(None),
     )
     progress = Progress()
     while True:

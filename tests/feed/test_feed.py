@@ -178,7 +178,7 @@ def test_types_that_are_no_numbers_pass_through_a_shuffle(tmp_path: Path) -> Non
 def test_gathering_from_unmerged_blocks_gives_the_same_rows(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     order = order_of(dataset, window=4, passes=2)
     merged = content(take(Feed(dataset, order, None, Cursor())))
-    monkeypatch.setattr("trn.feed.parts._MERGE_BYTES", 0)
+    monkeypatch.setattr("trn.feed.parts._PART_BYTES", 1 << 20)
     monkeypatch.setattr("trn.feed.parts._PART_BYTES", 64)
     assert content(take(Feed(dataset, order, None, Cursor()))) == merged
 

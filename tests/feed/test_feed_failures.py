@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from trn.errors import DataError
 from trn.feed import Cursor, Dataset, Feed, Order, open_dataset, read_sequential
+from trn.feed.blocks import ParquetBlocks
 
 WriteParquet = Callable[..., str]
 
@@ -196,3 +198,36 @@ def test_reading_leaves_global_random_state_alone(dataset: Dataset) -> None:
 def test_the_room_works_without_torch() -> None:
     source = "import sys, trn.feed, trn.feed.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", source], timeout=60).returncode == 0
+
+
+class Held:
+    """Blocks that come once somebody lets them."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._blocks = ParquetBlocks(dataset, ["id"])
+        self.schema = self._blocks.schema
+        self.let_go = threading.Event()
+
+    def read(self, block: int) -> pa.Table:
+        self.let_go.wait()
+        return self._blocks.read(block)
+
+    def close(self) -> None:
+        self._blocks.close()
+
+
+def test_a_wait_for_rows_can_be_given_up_and_taken_up_again(dataset: Dataset) -> None:
+    reader, asked = Held(dataset), threading.Event()
+    order = Order(dataset.fingerprint, dataset.block_rows, seed=1, batch_size=4)
+    with Feed(dataset, order, None, Cursor(), reader=reader, give_up=asked.is_set) as feed:
+        asked.set()
+        assert feed.next() is None
+        assert feed.cursor == Cursor()
+        asked.clear()
+        reader.let_go.set()
+        batch = feed.next()
+    with Feed(dataset, order, ["id"], Cursor()) as feed:
+        expected = feed.next()
+    assert batch is not None
+    assert expected is not None
+    assert batch.record_batch == expected.record_batch

@@ -96,6 +96,8 @@ def test_no_rows_give_empty_tensors_of_the_right_shape() -> None:
         pa.array([[1, 2], None], pa.list_(pa.int32(), 2)),
         pa.array([[1, None], [1, 2]], pa.list_(pa.int32(), 2)),
         pa.array([[[1, 2]], [None]], pa.list_(pa.list_(pa.int32(), 2), 1)),
+        pa.array([[1, 2], None]),
+        pa.array([[], [1, None]]),
     ],
 )
 def test_nulls_are_refused_by_column(column: pa.Array) -> None:
@@ -112,7 +114,8 @@ def test_nulls_outside_the_batch_do_not_matter() -> None:
     [
         pa.array(["a", "b"]),
         pa.array([b"a", b"b"]),
-        pa.array([[1], [1, 2]]),
+        pa.array([["a"], ["b", "c"]]),
+        pa.array([[[1]], [[1, 2]]]),
         pa.array([{"x": 1}, {"x": 2}]),
         pa.array([1, 2], pa.timestamp("s")),
         pa.array([1, 2], pa.decimal128(5)),
@@ -122,13 +125,58 @@ def test_nulls_outside_the_batch_do_not_matter() -> None:
     ],
 )
 def test_what_is_no_number_is_refused_with_a_way_out(column: pa.Array) -> None:
-    with pytest.raises(DataError, match=r'column "x": type .* turn the raw batch into tensors in a transform'):
+    with pytest.raises(DataError, match=r'column "x": .* is no number .* Read raw_batch\.column\("x"\) in `transform`'):
         to_tensors(batch_of(x=column), ["x"])
 
 
 def test_an_unknown_column_is_refused() -> None:
     with pytest.raises(DataError, match='column "y": expected one column of this name, the batch has: x'):
         to_tensors(batch_of(x=[1]), ["y"])
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int32()), pa.large_list(pa.int32())])
+def test_lists_of_varying_length_become_values_and_offsets(kind: pa.DataType) -> None:
+    column = pa.array([[9], [1, 2], [], [3], [4, 5, 6]], kind).slice(1, 3)
+    tensors = to_tensors(batch_of(x=column, y=[1, 2, 3]))
+    assert list(tensors) == ["x", "x_offsets", "y"]
+    assert tensors["x"].tolist() == [1, 2, 3]
+    assert tensors["x_offsets"].tolist() == [0, 2, 2, 3]
+    assert tensors["x_offsets"].dtype == torch.int64
+    assert tensors["x"].data_ptr() == column.values.buffers()[1].address + 4
+
+
+def test_lists_of_vectors_and_of_booleans_keep_their_shape() -> None:
+    vectors = pa.array([[[1, 2], [3, 4]], [[5, 6]]], pa.list_(pa.list_(pa.float32(), 2)))
+    tensors = to_tensors(batch_of(x=vectors, flags=pa.array([[True], [False, True]])))
+    assert tensors["x"].tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert tensors["flags"].tolist() == [True, False, True]
+    assert tensors["x_offsets"].tolist() == [0, 2, 3]
+    assert tensors["flags_offsets"].tolist() == [0, 1, 3]
+
+
+def test_no_rows_give_no_values_and_one_offset() -> None:
+    schema = pa.schema([("x", pa.list_(pa.int8())), ("y", pa.large_list(pa.list_(pa.float32(), 3)))])
+    tensors = to_tensors(pa.RecordBatch.from_pylist([], schema=schema))
+    assert {name: (tuple(one.shape), one.dtype) for name, one in tensors.items()} == {
+        "x": ((0,), torch.int8),
+        "x_offsets": ((1,), torch.int64),
+        "y": ((0, 3), torch.float32),
+        "y_offsets": ((1,), torch.int64),
+    }
+
+
+def test_a_column_that_is_called_like_offsets_is_refused() -> None:
+    batch = batch_of(x=[[1], [2, 3]], x_offsets=[1, 2])
+    with pytest.raises(DataError, match='column "x_offsets": the offsets of the lists in "x" have the same name'):
+        to_tensors(batch)
+    assert list(to_tensors(batch, ["x_offsets"])) == ["x_offsets"]
+
+
+def test_other_columns_can_stay_in_arrow() -> None:
+    batch = batch_of(x=[1, 2], text=["a", "b"])
+    with pytest.raises(DataError, match='column "text": string is no number'):
+        to_tensors(batch)
+    assert to_tensors(batch, ["x"])["x"].tolist() == [1, 2]
 
 
 def test_no_warning_is_given() -> None:

@@ -1,4 +1,4 @@
-"""`python -m trn.feed index PATHS... --out FILE` and `python -m trn.feed text ...`: the work behind `trn data`."""
+"""`python -m trn.feed index|inspect|validate|cache|text|pack ...`: the work behind `trn data`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from trn.errors import TrnError, UsageError, exit_code
+from trn.errors import TrnError, exit_code
 from trn.feed.manifest import write_manifest
+from trn.feed.verbs import VERBS, Parser, add_verbs, run_verb, subject_of_paths
 from trn.records import json_line
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports misuse as every other door does: one line, and the exit status of the code."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}.", where=self.prog, hint="See --help.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,10 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = _parser(arguments).parse_args(arguments)
         if parsed.command == "index":
             return _index(parsed)
+        if parsed.command in VERBS:
+            return run_verb(parsed, subject_of_paths(parsed))
         # the other half of this room, loaded only when it is asked for: it brings more libraries
-        from trn.feed import text
+        from trn.feed import pack, text
 
-        return text.run(parsed)
+        return pack.run(parsed) if parsed.command == "pack" else text.run(parsed)
     except TrnError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_status
@@ -39,17 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m trn.feed", description="Prepare data sets.")
+    parser = Parser(prog="trn data", description="Look at data sets, and make them.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     index = commands.add_parser("index", help="write the manifest of parquet files")
     index.add_argument("paths", nargs="+", metavar="PATH", help="files, folders or globs, in this order")
     index.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the manifest goes")
     index.add_argument("--json", action="store_true", help="print a JSON object on stdout")
+    add_verbs(commands)
     made = commands.add_parser("text", help="make a token data set of text files")
     if arguments[:1] == ["text"]:
         from trn.feed import text
 
         text.add_arguments(made)
+    packed = commands.add_parser("pack", help="pack documents of varying length into rows of fixed length")
+    if arguments[:1] == ["pack"]:
+        from trn.feed import pack
+
+        pack.add_arguments(packed)
     return parser
 
 

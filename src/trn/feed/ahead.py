@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterable
 
 from trn.feed.parts import Part
 
-__all__ = ["Ahead", "Inline"]
+__all__ = ["Ahead", "GivenUp", "Inline"]
 
 _JOIN_S = 5.0
 _ALIVE_CHECK_S = 1.0
+
+
+class GivenUp(Exception):
+    """The consumer was asked to stop while it waited; nothing was taken."""
 
 
 class Inline:
@@ -58,13 +62,21 @@ class Ahead:
     """Iterates over `parts` on a thread of its own and hands them on in order; used by one consumer.
 
     It holds back once the rows of a whole window wait, and at least `min_rows`. `stop` must end the iteration of
-    `parts` soon after it is set; `finish` is called on the thread when iteration is over, however it ended.
+    `parts` soon after it is set; `finish` is called on the thread when iteration is over, however it ended. While
+    `next` waits it asks `give_up` now and then: a store can take minutes to say that it does not answer.
     """
 
     def __init__(
-        self, parts: Iterable[Part], *, min_rows: int, stop: threading.Event, finish: Callable[[], None]
+        self,
+        parts: Iterable[Part],
+        *,
+        min_rows: int,
+        stop: threading.Event,
+        finish: Callable[[], None],
+        give_up: Callable[[], bool] | None = None,
     ) -> None:
         self._shared = _Shared()
+        self._give_up = give_up
         self._thread = threading.Thread(
             target=_work, args=(parts, self._shared, min_rows, stop, finish), name="trn-feed", daemon=True
         )
@@ -74,7 +86,10 @@ class Ahead:
         self._thread.start()
 
     def next(self) -> Part | None:
-        """The next part, None after the last; raises, at its place in the order, what making it raised."""
+        """The next part, None after the last; raises, at its place in the order, what making it raised.
+
+        Raises GivenUp where `give_up` says so, and can then be called again.
+        """
         shared = self._shared
         with shared.changed:
             while not shared.parts:
@@ -84,6 +99,8 @@ class Ahead:
                     return None
                 if not self._thread.is_alive():
                     raise RuntimeError("the feed's thread is gone: a feed cannot be used in a forked child")
+                if self._give_up is not None and self._give_up():
+                    raise GivenUp
                 shared.changed.wait(_ALIVE_CHECK_S)
             part = shared.parts.popleft()
             shared.rows -= len(part.row_ids)

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from trn.errors import DataError
 from trn.feed.dataset import DataFile, Dataset, RowGroupDigest, refuse_changed, schema_of
 from trn.feed.footer import one_line, read_footer, read_footer_of
-from trn.feed.sources import open_source
+from trn.feed.sources import READ_BYTES, open_source
+from trn.feed.stores import is_url
 
 __all__ = ["BlockReader", "ParquetBlocks"]
 
 _OPEN_FILES = 8
-_CHUNK_BYTES = 1 << 20
 
 
 class BlockReader(Protocol):
@@ -80,7 +80,9 @@ class ParquetBlocks:
             raise DataError(
                 f"the row group cannot be read: {one_line(error)}.",
                 where=where,
-                hint="The file was damaged or shortened after it was opened; bring the original back.",
+                hint="The file was damaged or shortened after it was opened; bring the original back."
+                if not is_url(file.path)
+                else "The store stopped answering, or holds something else now; resume when it is back.",
             ) from error
         if table.num_rows != found.rows:
             raise DataError(f"it holds {table.num_rows} rows, the footer says {found.rows}.", where=where)
@@ -105,7 +107,9 @@ class _OpenFile:
         self.source = open_source(file.path)
         try:
             refuse_changed(file, read_footer_of(self.source, file.path))
-            self.parquet = pq.ParquetFile(self.source, pre_buffer=False, page_checksum_verification=True)
+            # of a store, all columns of a row group are asked for at once instead of one after the other
+            is_far = is_url(file.path)
+            self.parquet = pq.ParquetFile(self.source, pre_buffer=is_far, page_checksum_verification=True)
         except BaseException:
             self.source.close()
             raise
@@ -117,7 +121,7 @@ class _OpenFile:
 def _verify(source: pa.NativeFile, expected: RowGroupDigest, where: str) -> None:
     digest = hashlib.sha256()
     at, end = expected.offset, expected.offset + expected.size_bytes
-    while at < end and (chunk := source.read_at(min(_CHUNK_BYTES, end - at), at)):
+    while at < end and (chunk := source.read_at(min(READ_BYTES, end - at), at)):
         digest.update(chunk)
         at += len(chunk)
     if digest.hexdigest() != expected.sha256:

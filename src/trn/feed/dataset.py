@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from trn.errors import DataError
-from trn.feed.footer import Footer, read_footer
+from trn.feed.footer import Footer, read_footers
+from trn.feed.nulls import Fills, check_fills, refuse_known_nulls
 from trn.feed.sources import expand
 from trn.feed.strict import fields, list_of
 from trn.records import JsonError, sha256_json
@@ -174,18 +175,23 @@ def fingerprint_of(files: Iterable[DataFile]) -> str:
     return sha256_json({"files": described, "version": _FINGERPRINT_VERSION})
 
 
-def open_dataset(paths: Sequence[str], *, columns: Sequence[str] | None) -> Dataset:
-    """The data set of files, folders and globs, in the order given; None takes all columns of the first file.
+def open_dataset(paths: Sequence[str], *, columns: Sequence[str] | None, fills: Fills | None = None) -> Dataset:
+    """The data set of files, folders, globs and URLs, in the order given; None takes all columns of the first file.
 
     Only footers are read. Raises DataError naming file and column: nothing matches, not parquet, a column that is
-    missing or of another type in one of the files, an Arrow extension type, no rows.
+    missing or of another type in one of the files, an Arrow extension type, no rows. With `fills` (see `nulls`) also a
+    fill that its column cannot hold, and nulls that a footer knows of in a column without one.
     """
-    return dataset_of([read_footer(path) for path in expand(paths)], columns)
+    return dataset_of(read_footers(expand(paths), count_nulls=fills is not None), columns, fills)
 
 
-def dataset_of(footers: Sequence[Footer], columns: Sequence[str] | None) -> Dataset:
+def dataset_of(footers: Sequence[Footer], columns: Sequence[str] | None, fills: Fills | None = None) -> Dataset:
     """The data set of files whose footers are read already. Raises DataError."""
     schema = schema_of(footers, columns)
+    if fills is not None:
+        check_fills(fills, schema)
+        for footer in footers:
+            refuse_known_nulls(footer.nulls, schema.names, fills, footer.path)
     files = tuple(
         DataFile(
             path=footer.path,
@@ -287,8 +293,8 @@ def check_unchanged(dataset: Dataset) -> tuple[str, ...]:
     that is gone or differs.
     """
     touched = []
-    for file in dataset.files:
-        footer = read_footer(file.path)
+    footers = read_footers([file.path for file in dataset.files])
+    for file, footer in zip(dataset.files, footers, strict=True):
         refuse_changed(file, footer)
         if footer.mtime_ns != file.mtime_ns:
             touched.append(file.path)

@@ -11,25 +11,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trn.feed.ahead import Ahead, Inline
+from trn.feed.ahead import Ahead, GivenUp, Inline
 from trn.feed.blocks import BlockReader, ParquetBlocks
 from trn.feed.dataset import Dataset
+from trn.feed.gather import concat
+from trn.feed.nulls import Fills, WithoutNulls
 from trn.feed.order import Cursor, Order, Span, share_of
-from trn.feed.parts import Part, Parts, concat
+from trn.feed.parts import DecodedWindows, Part, Parts, Source
 
 __all__ = ["Feed", "RawBatch", "read_sequential"]
 
 
-@dataclass(frozen=True)
-class RawBatch:
+class RawBatch(NamedTuple):
     """This rank's rows of one global batch.
 
     `row_ids` (int64) are row numbers in the data set and `row_passes` (int32) the pass of each row, both `[rows]`.
@@ -47,14 +48,18 @@ class RawBatch:
     next_cursor: Cursor
     pass_index: int
     wrapped: bool
+    batch_rows: int
+    """Rows of the global batch, over all ranks."""
 
 
 class Feed:
     """Batches from `cursor` on. Used from one thread; close it, or use it in a `with`.
 
     `readahead` is how many batches are decoded beyond the current one; the window after the current one is always among
-    them. 0 decodes in `next`, without a thread. `reader` gives decoded blocks, by default those of the parquet files.
-    Construction opens the first file and starts decoding; it raises DataError.
+    them. 0 decodes in `next`, without a thread. `reader` gives decoded blocks, by default those of the parquet files;
+    `cache` gives rows without decoding, see `trn.feed.cache`; the feed closes either. `fills` say what becomes of
+    nulls, see `trn.feed.nulls`; None looks for none. Construction opens the first file and starts decoding; it raises
+    DataError.
     """
 
     def __init__(
@@ -68,6 +73,9 @@ class Feed:
         world_size: int = 1,
         readahead: int = 2,
         reader: BlockReader | None = None,
+        cache: Source | None = None,
+        fills: Fills | None = None,
+        give_up: Callable[[], bool] | None = None,
     ) -> None:
         assert order.block_rows == dataset.block_rows, "the order was made for another data set"
         order.span(cursor)
@@ -77,36 +85,75 @@ class Feed:
         """How long the last `next` waited for rows to be decoded."""
         self._order = order
         self._rank, self._world_size = rank, world_size
-        reader = reader or ParquetBlocks(dataset, list(columns or dataset.columns))
-        self._schema: pa.Schema = reader.schema
+        source = cache or DecodedWindows(reader or ParquetBlocks(dataset, list(columns or dataset.columns)), order)
+        self._schema: pa.Schema = source.schema
         self._waiting: deque[Part] = deque()
         self._waiting_rows = 0
         self._taken = 0
+        begin, end = share_of(order.batch_size, rank, world_size)
+        self._share = end - begin
         self._closed = False
         stop = threading.Event()
-        parts = Parts(reader, order, cursor, rank, world_size, stop)
+        parts: Iterable[Part] = Parts(source, order, cursor, rank, world_size, stop)
+        parts = parts if fills is None else WithoutNulls(parts, dataset, fills)
         self._ahead: Ahead | Inline
         if readahead > 0:
-            begin, end = share_of(order.batch_size, rank, world_size)
-            self._ahead = Ahead(parts, min_rows=readahead * (end - begin), stop=stop, finish=reader.close)
+            least = readahead * self._share
+            self._ahead = Ahead(parts, min_rows=least, stop=stop, finish=source.close, give_up=give_up)
         else:
-            self._ahead = Inline(parts, finish=reader.close)
+            self._ahead = Inline(parts, finish=source.close)
 
     def next(self) -> RawBatch | None:
-        """The next batch, None after the last one. Raises DataError naming file and row group.
+        """The next batch, None after the last one, and where `give_up` says so while rows are waited for.
 
-        An error comes at the batch that needs the bad row group, whatever was decoded ahead, and again at each later
-        call.
+        Raises DataError naming file and row group. It comes at the batch that needs the bad row group,
+        whatever was decoded ahead, and again at each later call.
         """
         if self._closed:
             raise ValueError("this feed is closed")
+        return self._next_within() or self._next_anywhere()
+
+    def _next_within(self) -> RawBatch | None:
+        """The next batch where it lies inside of a pass and of the part at hand, as nearly all do; else None.
+
+        The same as `_next_anywhere` gives, without what is then known: 3 us instead of 9, in a step with a batch of 8
+        rows from a mapped cache more than the rows themselves cost.
+        """
+        if not self._waiting or not self._share:
+            return None
+        part, cursor, begin = self._waiting[0], self.cursor, self._taken
+        after, end = cursor.offset + self._order.batch_size, begin + self._share
+        if after >= self._order.delivered_rows or end > len(part.row_ids):
+            return None
+        self.wait_s = 0.0
+        self._taken = end
+        if end == len(part.row_ids):
+            self._waiting.popleft()
+            self._taken = 0
+        self._waiting_rows -= self._share
+        self.cursor = Cursor(cursor.pass_index, after)
+        return RawBatch(
+            part.rows.slice(begin, self._share),
+            part.row_ids[begin:end],
+            part.row_passes[begin:end],
+            cursor,
+            self.cursor,
+            cursor.pass_index,
+            cursor.offset == 0 < cursor.pass_index,
+            self._order.batch_size,
+        )
+
+    def _next_anywhere(self) -> RawBatch | None:
         span = self._order.span(self.cursor)
         if span is None:
             return None
         begin, end = share_of(span.rows, self._rank, self._world_size)
         started_s = time.perf_counter()
-        while self._waiting_rows < end - begin:
-            self._fetch()
+        try:
+            while self._waiting_rows < end - begin:
+                self._fetch()
+        except GivenUp:
+            return None
         self.wait_s = time.perf_counter() - started_s
         batch = self._cut(span, end - begin)
         self.cursor = span.next_cursor
@@ -143,6 +190,7 @@ class Feed:
             next_cursor=span.next_cursor,
             pass_index=span.pass_index,
             wrapped=span.wrapped,
+            batch_rows=span.rows,
         )
 
     def close(self) -> None:
@@ -159,16 +207,24 @@ class Feed:
 
 
 def read_sequential(
-    dataset: Dataset, columns: Sequence[str] | None, batch_size: int, max_batches: int = 0
+    dataset: Dataset,
+    columns: Sequence[str] | None,
+    batch_size: int,
+    max_batches: int = 0,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    fills: Fills | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a data set once, in file order, in batches of `batch_size`; a last short batch is given too.
 
-    `max_batches` ends it earlier, 0 does not. Raises DataError. Close the iterator to stop before its end.
+    `max_batches` ends it earlier, 0 does not. A rank gets its part of each batch, as many batches as any other; a part
+    can be empty. Raises DataError. Close the iterator to stop before its end.
     """
     order = Order(
         dataset.fingerprint, dataset.block_rows, seed=0, batch_size=batch_size, shuffle=False, remainder="keep"
     )
-    with Feed(dataset, order, columns, Cursor()) as feed:
+    with Feed(dataset, order, columns, Cursor(), rank=rank, world_size=world_size, fills=fills) as feed:
         given = 0
         while (not max_batches or given < max_batches) and (batch := feed.next()) is not None:
             yield batch.record_batch

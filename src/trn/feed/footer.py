@@ -7,18 +7,24 @@ is a good and cheap identity of the file; the sha256 of a row group's bytes is t
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trn.errors import DataError
 from trn.feed.sources import open_source, stat_source
+from trn.feed.statistics import known_nulls
+from trn.feed.stores import is_url
 
-__all__ = ["ByteRange", "Footer", "byte_ranges", "one_line", "read_footer", "read_footer_of"]
+__all__ = ["ByteRange", "Footer", "byte_ranges", "one_line", "read_footer", "read_footer_of", "read_footers"]
 
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8
+_AT_ONCE = 16
+_READ_BYTES = 64 << 10  # at once: most footers are smaller, and a store is asked once instead of twice
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,25 @@ class Footer:
     """Rows of each row group."""
     tail_bytes: int
     """Size of the footer with its length and magic; the data ends where it begins."""
+    nulls: Mapping[str, int] = field(default_factory=dict)
+    """Columns that hold nulls for certain, and how many; filled where it was asked for."""
 
 
-def read_footer(path: str) -> Footer:
+def read_footer(path: str, *, count_nulls: bool = False) -> Footer:
     """Read and check the footer of the file at `path`. Raises DataError that names the file."""
     with open_source(path) as source:
-        return read_footer_of(source, path)
+        return read_footer_of(source, path, count_nulls=count_nulls)
 
 
-def read_footer_of(source: pa.NativeFile, path: str) -> Footer:
+def read_footers(paths: Sequence[str], *, count_nulls: bool = False) -> list[Footer]:
+    """`read_footer` of each path, in their order; of a store, many at a time, since each waits for an answer."""
+    if not any(map(is_url, paths)):
+        return [read_footer(path, count_nulls=count_nulls) for path in paths]
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="trn-footers") as pool:
+        return list(pool.map(lambda path: read_footer(path, count_nulls=count_nulls), paths))
+
+
+def read_footer_of(source: pa.NativeFile, path: str, *, count_nulls: bool = False) -> Footer:
     """Read and check the footer of an open file; `path` is for messages and times. Raises DataError."""
     mtime_ns = stat_source(path).mtime_ns
     try:
@@ -64,7 +80,9 @@ def read_footer_of(source: pa.NativeFile, path: str) -> Footer:
         schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"the parquet footer cannot be read: {one_line(error)}.", where=path, hint="Write the file again."
+            f"the parquet footer cannot be read: {one_line(error)}.",
+            where=path,
+            hint="Try again, or copy the file here." if is_url(path) else "Write the file again.",
         ) from error
     footer = Footer(
         path=path,
@@ -74,6 +92,7 @@ def read_footer_of(source: pa.NativeFile, path: str) -> Footer:
         schema=schema,
         row_groups=tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)),
         tail_bytes=len(tail),
+        nulls=known_nulls(tail, schema) if count_nulls else {},
     )
     if min(footer.row_groups, default=0) < 0 or sum(footer.row_groups) != metadata.num_rows:
         raise DataError(
@@ -85,7 +104,9 @@ def read_footer_of(source: pa.NativeFile, path: str) -> Footer:
 
 
 def _read_tail(source: pa.NativeFile, size: int, path: str) -> bytes:
-    last: bytes = source.read_at(_TAIL_BYTES, size - _TAIL_BYTES) if size >= _TAIL_BYTES + len(_MAGIC) else b""
+    read_bytes = min(size, _READ_BYTES)
+    end: bytes = source.read_at(read_bytes, size - read_bytes)
+    last = end[-_TAIL_BYTES:] if size >= _TAIL_BYTES + len(_MAGIC) else b""
     if last[4:] == b"PARE":
         raise DataError("the file is encrypted, which is not supported.", where=path)
     if last[4:] != _MAGIC:
@@ -93,8 +114,7 @@ def _read_tail(source: pa.NativeFile, size: int, path: str) -> bytes:
     length = int.from_bytes(last[:4], "little") + _TAIL_BYTES
     if length + len(_MAGIC) > size:
         raise DataError(f"the parquet footer claims {length} bytes, the file has {size}.", where=path)
-    tail: bytes = source.read_at(length, size - length)
-    return tail
+    return end[-length:] if length <= len(end) else bytes(source.read_at(length, size - length))
 
 
 def byte_ranges(source: pa.NativeFile, footer: Footer) -> tuple[ByteRange, ...]:

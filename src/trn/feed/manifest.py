@@ -17,16 +17,17 @@ import pyarrow as pa
 
 from trn.errors import DataError
 from trn.feed.dataset import DataFile, Dataset, RowGroupDigest, dataset_of, open_dataset, refuse_changed
-from trn.feed.footer import Footer, byte_ranges, read_footer, read_footer_of
-from trn.feed.sources import identity, open_source
+from trn.feed.footer import Footer, byte_ranges, read_footer_of, read_footers
+from trn.feed.nulls import Fills
+from trn.feed.sources import READ_BYTES, identity, open_source
+from trn.feed.stores import is_url, parse_url
 from trn.feed.strict import fields
 from trn.files import write_atomic
-from trn.records import JsonError, pretty_json, read_json, sha256_json
+from trn.records import JsonError, from_json, pretty_json, read_json, sha256_json
 
-__all__ = ["MANIFEST_VERSION", "open_manifest", "write_manifest"]
+__all__ = ["MANIFEST_VERSION", "manifest_files", "open_manifest", "write_manifest"]
 
 MANIFEST_VERSION = 1
-_CHUNK_BYTES = 1 << 20
 _TOP: dict[str, type] = {
     "schema_version": int,
     "fingerprint": str,
@@ -60,7 +61,7 @@ def write_manifest(paths: Sequence[str], out: Path) -> Dataset:
         files.append(replace(file, digests=digests))
         described.append(
             {
-                "path": os.path.relpath(os.path.abspath(file.path), folder),
+                "path": file.path if is_url(file.path) else os.path.relpath(os.path.abspath(file.path), folder),
                 "size_bytes": file.size_bytes,
                 "sha256": whole,
                 "footer_sha256": file.footer_sha256,
@@ -109,7 +110,7 @@ def _hash_file(file: DataFile) -> tuple[str, tuple[RowGroupDigest, ...]]:
 def _chunks(source: pa.NativeFile, begin: int, end: int, path: str) -> Iterator[bytes]:
     while begin < end:
         try:
-            chunk: bytes = source.read_at(min(_CHUNK_BYTES, end - begin), begin)
+            chunk: bytes = source.read_at(min(READ_BYTES, end - begin), begin)
         except OSError as error:
             raise DataError(f"cannot read at byte {begin}: {error}.", where=path) from error
         if not chunk:
@@ -118,33 +119,20 @@ def _chunks(source: pa.NativeFile, begin: int, end: int, path: str) -> Iterator[
         begin += len(chunk)
 
 
-def open_manifest(path: Path | str, columns: Sequence[str] | None) -> Dataset:
+def open_manifest(path: Path | str, columns: Sequence[str] | None, fills: Fills | None = None) -> Dataset:
     """The data set that a manifest describes, with the digests of its row groups.
 
     Footers are read and compared with the manifest; other bytes are not (the feed verifies each row group when it is
     first read). Raises DataError: a manifest that is not strict, of another version, or damaged; a file that is gone or
     differs; and what `open_dataset` raises.
     """
-    path = Path(path)
-    try:
-        manifest = _parse(read_json(path))
-    except OSError as error:
-        raise DataError(f"the manifest cannot be read: {error.strerror or error}.", where=str(path)) from error
-    except JsonError as error:
-        raise DataError(
-            f"not a manifest of version {MANIFEST_VERSION}: {error}.",
-            where=str(path),
-            hint="Write it again with `trn data index`.",
-        ) from error
-    folder = Path(os.path.abspath(path)).parent
-    footers = []
-    for file in manifest.files:
-        footer = read_footer(os.path.normpath(folder / file.path))
+    manifest = _manifest_at(path)
+    footers = read_footers([_place(file.path, str(path)) for file in manifest.files], count_nulls=fills is not None)
+    for file, footer in zip(manifest.files, footers, strict=True):
         _refuse_other(file, footer, str(path))
-        footers.append(footer)
     if len({identity(footer.path) for footer in footers}) < len(footers):
         raise DataError("a file is named twice.", where=str(path), hint="Write it again with `trn data index`.")
-    dataset = dataset_of(footers, columns)
+    dataset = dataset_of(footers, columns, fills)
     if (dataset.fingerprint, dataset.rows) != (manifest.fingerprint, manifest.rows):
         raise DataError(
             "its fingerprint or rows do not follow from its files.",
@@ -157,6 +145,55 @@ def open_manifest(path: Path | str, columns: Sequence[str] | None) -> Dataset:
             replace(opened, digests=file.digests) for opened, file in zip(dataset.files, manifest.files, strict=True)
         ),
     )
+
+
+def _read(path: str) -> dict[str, Any]:
+    if not is_url(path):
+        return read_json(Path(path))
+    with open_source(path) as source:
+        value = from_json(source.read())
+    if not isinstance(value, dict):
+        raise JsonError("expected an object")
+    return value
+
+
+def _place(path: str, manifest: str) -> str:
+    """Where a file of a manifest lies: relative paths begin at the manifest's own folder, on a disk or in a store."""
+    if is_url(path):
+        return path
+    if is_url(manifest) and not path.startswith("/"):
+        url = parse_url(manifest)
+        return url.at(os.path.normpath(os.path.join(os.path.dirname(url.path), path)))
+    return os.path.normpath(Path(os.path.abspath(manifest)).parent / path)
+
+
+def manifest_files(path: str) -> tuple[DataFile, ...]:
+    """The files as a manifest describes them, none of them opened; times are 0. Raises DataError for the manifest."""
+    return tuple(
+        DataFile(
+            path=_place(file.path, path),
+            size_bytes=file.size_bytes,
+            mtime_ns=0,
+            footer_sha256=file.footer_sha256,
+            rows=sum(file.row_groups),
+            row_groups=file.row_groups,
+            digests=file.digests,
+        )
+        for file in _manifest_at(path).files
+    )
+
+
+def _manifest_at(path: Path | str) -> _Manifest:
+    try:
+        return _parse(_read(str(path)))
+    except OSError as error:
+        raise DataError(f"the manifest cannot be read: {error.strerror or error}.", where=str(path)) from error
+    except JsonError as error:
+        raise DataError(
+            f"not a manifest of version {MANIFEST_VERSION}: {error}.",
+            where=str(path),
+            hint="Write it again with `trn data index`.",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -193,8 +230,8 @@ def _parse(value: dict[str, Any]) -> _Manifest:
 
 def _parse_file(value: Any, name: str) -> _ManifestFile:
     file = fields(value, name, _FILE)
-    if not file["path"] or "\0" in file["path"] or "://" in file["path"]:
-        raise JsonError(f"{name}.path: expected the path of a file, found {file['path'][:80]!r}")
+    if not file["path"] or "\0" in file["path"]:
+        raise JsonError(f"{name}.path: expected the path or URL of a file, found {file['path'][:80]!r}")
     groups = [fields(group, f"{name}.row_groups[{index}]", _GROUP) for index, group in enumerate(file["row_groups"])]
     if sum(group["rows"] for group in groups) != file["rows"]:
         raise JsonError(f"{name}.rows: {file['rows']}, its row groups have {sum(group['rows'] for group in groups)}")

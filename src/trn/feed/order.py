@@ -144,6 +144,11 @@ class Order:
         """Rows of one pass."""
         return sum(self.block_rows)
 
+    @cached_property
+    def delivered_rows(self) -> int:
+        """Rows of a pass that become part of a batch, in this pass or the next: with `drop` not its last ones."""
+        return self.rows // self.batch_size * self.batch_size if self.remainder == "drop" else self.rows
+
     @property
     def batches_per_pass(self) -> int:
         """Batches that lie in one pass: the whole ones, and with `keep` also the short one."""
@@ -166,8 +171,7 @@ class Order:
         """Where the batch at `cursor` lies, None at the end of the data. ValueError for a cursor of another Order."""
         if self.remainder == "carry":
             return self._span_over_passes(cursor)
-        whole = self.rows // self.batch_size * self.batch_size
-        end = whole if self.remainder == "drop" else self.rows
+        end = self.delivered_rows
         if not 0 <= cursor.offset < end or cursor.offset % self.batch_size or cursor.pass_index < 0:
             raise ValueError(f"{cursor} is not between two batches of this order")
         if self.passes is not None and cursor.pass_index >= self.passes:
@@ -286,6 +290,10 @@ class Order:
 
     def places_of(self, window: Window, offset: int, rank: int, world_size: int) -> Int64:
         """Which rows of `window` a rank gets, from row `offset` of the pass on: their places in it, in order."""
+        if world_size == 1:  # all of them: without arrays of masks, since a window can be the whole data set
+            first = max(offset - window.start, 0)
+            end = min(len(window.take), self.delivered_rows - window.start)
+            return np.arange(first, max(first, end), dtype=np.int64)
         offsets = np.arange(window.start, window.start + len(window.take), dtype=np.int64)
         within = offsets
         size: int | Int64 = self.batch_size

@@ -1,4 +1,4 @@
-"""Where data files lie: the one place of this room that touches a file system, so that URLs can come in here.
+"""Where data files lie: the one place of this room that touches a file system, local here, of URLs in `remote`.
 
 Files are opened for plain reads and never memory-mapped: a mapped file that is shortened by somebody else kills the
 process with a signal, a plain read ends in an error that can name the file.
@@ -16,25 +16,29 @@ from pathlib import Path
 import pyarrow as pa
 
 from trn.errors import DataError
+from trn.feed.remote import expand_url, identity_of_url, open_url, stat_url
+from trn.feed.stores import is_url
 
-__all__ = ["SourceStat", "expand", "identity", "open_source", "stat_source"]
+__all__ = ["READ_BYTES", "SourceStat", "expand", "identity", "open_source", "stat_source"]
 
+READ_BYTES = 4 << 20
+"""Of a file that is read through, at a time: a store answers each read after a while."""
 _SUFFIX = ".parquet"
 
 
 @dataclass(frozen=True)
 class SourceStat:
-    """What a file system says about a data file without reading it."""
+    """What a file system says about a data file without reading it; `mtime_ns` is 0 where a store keeps no times."""
 
     size_bytes: int
     mtime_ns: int
 
 
 def expand(paths: Sequence[str]) -> list[str]:
-    """The absolute paths of the files that `paths` name, in the order given; globs and folders are sorted by name.
+    """Absolute paths and URLs of the files that `paths` name, in the order given; globs and folders sorted by name.
 
     A folder stands for all `*.parquet` below it, without hidden ones. Raises DataError for a pattern without a match, a
-    folder without such files, a missing file, a URL, and a file that is named twice.
+    folder without such files, a missing file, a URL with a secret in it, and a file that is named twice.
     """
     if not paths:
         raise DataError("no data files are named.", hint="Name files, globs or folders.")
@@ -49,24 +53,20 @@ def expand(paths: Sequence[str]) -> list[str]:
                     where=path,
                     hint="Name each file once.",
                 )
-            found.append(os.path.abspath(path))
+            found.append(path if is_url(path) else os.path.abspath(path))
     return found
 
 
 def identity(path: str) -> str:
     """A name that two spellings of the same file share."""
-    return os.path.realpath(path)
+    return identity_of_url(path) if is_url(path) else os.path.realpath(path)
 
 
 def _expand_one(given: str) -> list[str]:
     _refuse_unrecordable(given)
-    if "://" in given:
-        raise DataError(
-            "URLs are not read yet, expected a file, a glob or a folder on this machine.",
-            where=given,
-            hint="Copy the files here, or mount the store.",
-        )
-    if os.path.isdir(given):
+    if is_url(given):
+        found = expand_url(given, _SUFFIX)
+    elif os.path.isdir(given):
         found = sorted(str(path) for path in Path(given).rglob(f"*{_SUFFIX}") if _is_plain(path, Path(given)))
         if not found:
             raise DataError(f"the folder holds no *{_SUFFIX} file.", where=given)
@@ -93,6 +93,9 @@ def _refuse_unrecordable(path: str) -> None:
 
 def stat_source(path: str) -> SourceStat:
     """Size and modification time of a regular file. Raises DataError: missing, unreadable, not a regular file."""
+    if is_url(path):
+        listed = stat_url(path)
+        return SourceStat(listed.size_bytes or 0, listed.mtime_ns)
     try:
         found = os.stat(path)
     except OSError as error:
@@ -104,6 +107,8 @@ def stat_source(path: str) -> SourceStat:
 
 def open_source(path: str) -> pa.NativeFile:
     """The file, open for random reads; the caller closes it. Raises DataError."""
+    if is_url(path):
+        return open_url(path)
     stat_source(path)
     try:
         return pa.OSFile(path, "rb")

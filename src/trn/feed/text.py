@@ -17,7 +17,6 @@ The same sources and settings give the same bytes in every file. The folder beco
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 import platform
 import sys
@@ -30,24 +29,36 @@ from pathlib import Path
 from typing import Any
 
 from trn import files
-from trn.errors import StorageError, UsageError
-from trn.feed.text_sources import SIDES, SPLIT_RULE, Source, TextSettings, aside, input_digest, scan
-from trn.feed.text_tokens import END_OF_TEXT, Say, encode, train_tokenizer, write_rows, write_tokenizer
-from trn.records import JsonError, json_line, pretty_json, read_json
+from trn.feed.products import Product, find_product, make_product
+from trn.feed.text_sources import SIDES, SPLIT_RULE, Source, TextSettings, input_digest, scan
+from trn.feed.text_tokens import (
+    END_OF_TEXT,
+    Say,
+    encode,
+    require_tokenizers,
+    train_tokenizer,
+    write_rows,
+    write_tokenizer,
+)
+from trn.records import json_line, pretty_json
 
 __all__ = ["TextSettings", "add_arguments", "build_text", "run"]
 
-SUMMARY = "text.json"
-_KIND = "trn-text"
-_OUTPUTS = (
-    "train.parquet",
-    "validation.parquet",
-    "tokenizer/tokenizer.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    "sources.jsonl",
+_PRODUCT = Product(
+    kind="trn-text",
+    words="text data set",
+    inputs="text",
+    summary="text.json",
+    outputs=(
+        "train.parquet",
+        "validation.parquet",
+        "tokenizer/tokenizer.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "sources.jsonl",
+    ),
+    neighbours=("dataset.json",),
 )
-_OWN_NAMES = frozenset({SUMMARY, "dataset.json", *(name.partition("/")[0] for name in _OUTPUTS)})
 _STDLIB_LEAVES_OUT = ("dist-packages", "idle_test", "site-packages", "test", "tests")
 
 Json = dict[str, Any]
@@ -72,79 +83,14 @@ def build_text(
     source, out = source.resolve(), out.resolve()
     found = scan(source, settings, out)
     digest = input_digest(found, settings)
-    if (summary := _existing(out, digest, force)) is not None:
+    if (summary := find_product(_PRODUCT, out, digest, force=force)) is not None:
         return "up_to_date", summary
-    _require_tokenizers()
-    head = {"origin": origin, "input_sha256": digest}
-    files.make_folder(out.parent)
-    lock = files.Lock(aside(out, "lock"))
-    if not lock.acquire(note=f"pid={os.getpid()}"):
-        raise UsageError("another process is building this data set.", where=str(out), hint="Wait for it to end.")
-    try:
-        if (summary := _existing(out, digest, force)) is not None:
-            return "up_to_date", summary
-        return "built", _build(out, found, settings, head, say)
-    finally:
-        lock.release()
+    require_tokenizers()
+    return make_product(_PRODUCT, out, digest, lambda folder: _fill(folder, found, settings, origin, say), force=force)
 
 
-def _require_tokenizers() -> None:
-    try:
-        import tokenizers  # noqa: F401 - only to see whether it is there
-    except ImportError as error:
-        raise UsageError("needs the tokenizers library.", hint="pip install 'trn-runtime[lm]'") from error
-
-
-def _existing(out: Path, digest: str, force: bool) -> Json | None:
-    """The summary of a whole data set from the same inputs; None where there is none and `out` may be taken."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    try:
-        summary = read_json(out / SUMMARY)
-    except (JsonError, OSError):
-        summary = {}
-    if summary.get("kind") != _KIND:
-        raise UsageError("holds something else than a text data set.", where=str(out), hint="Choose another --out.")
-    digests = summary.get("files")
-    digests = digests if isinstance(digests, dict) else {}
-    damaged = [name for name in _OUTPUTS if not _is_whole(out / name, digests.get(name))]
-    if summary.get("input_sha256") == digest and not damaged:
-        return summary
-    if not force:
-        what = f"a damaged {damaged[0]}" if damaged else "a data set from other text or settings"
-        raise UsageError(f"holds {what}.", where=str(out), hint="Choose another --out, or replace it with --force.")
-    if foreign := sorted({path.name for path in out.iterdir()} - _OWN_NAMES):
-        raise UsageError(f"cannot be replaced: it also holds {foreign[0]!r}.", where=str(out), hint="Move that away.")
-    return None
-
-
-def _is_whole(path: Path, sha256: str | None) -> bool:
-    try:
-        return files.sha256_file(path) == sha256
-    except OSError:
-        return False
-
-
-def _build(out: Path, found: Sequence[Source], settings: TextSettings, head: Json, say: Say) -> Json:
-    """Fill a folder beside `out`, then put it there by one rename. The caller holds the lock of `out`."""
-    for left in out.parent.glob(f"{glob.escape(aside(out, 'tmp-').name)}*"):
-        files.remove_tree(left)
-    staged = files.make_folder(aside(out, f"tmp-{os.getpid()}"))
-    try:
-        summary = _fill(staged, found, settings, head, say)
-        replaced = aside(out, "tmp-replaced")
-        if out.exists():
-            files.move(out, replaced)
-        if not files.publish_folder(staged, out):
-            raise StorageError("something else appeared here meanwhile; it was left as it is.", where=str(out))
-        files.remove_tree(replaced)
-    finally:
-        files.remove_tree(staged)
-    return summary
-
-
-def _fill(folder: Path, found: Sequence[Source], settings: TextSettings, head: Json, say: Say) -> Json:
-    """Write everything into `folder`, text.json last; returns the content of text.json."""
+def _fill(folder: Path, found: Sequence[Source], settings: TextSettings, origin: str, say: Say) -> Json:
+    """Write everything into `folder` but text.json; returns what that says of it."""
     by_side = {side: [source for source in found if source.side == side] for side in SIDES}
     left_out = Counter(source.left_out for source in found if source.left_out)
     size_bytes = {side: sum(source.size_bytes for source in sources) for side, sources in by_side.items()}
@@ -158,10 +104,8 @@ def _fill(folder: Path, found: Sequence[Source], settings: TextSettings, head: J
         counts = write_rows(folder / f"{side}.parquet", encode(sources, tokenizer, say), settings)
         sides[side] = {"files": len(sources), "bytes": size_bytes[side], **counts}
     files.write_atomic(folder / "sources.jsonl", b"".join(json_line(source.record()) for source in found))
-    summary = {
-        "kind": _KIND,
-        "format": 1,
-        **head,
+    return {
+        "origin": origin,
         "settings": asdict(settings) | {"leave_out": list(settings.leave_out)},
         "split_rule": SPLIT_RULE,
         "end_of_text": {"token": END_OF_TEXT, "id": tokenizer.token_to_id(END_OF_TEXT)},
@@ -170,10 +114,7 @@ def _fill(folder: Path, found: Sequence[Source], settings: TextSettings, head: J
         "repeated_files": _repeated(found),
         "tokenizer_sha256": tokenizer_sha256,
         "built_with": {name: version(name) for name in ("tokenizers", "pyarrow")},
-        "files": {name: files.sha256_file(folder / name) for name in _OUTPUTS},
     }
-    files.write_atomic(folder / SUMMARY, pretty_json(summary))
-    return summary
 
 
 def _repeated(found: Sequence[Source]) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trn.errors import DataError, UsageError
+from trn.feed.products import aside
 from trn.records import sha256_json
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "SPLIT_RULE",
     "Source",
     "TextSettings",
-    "aside",
     "input_digest",
     "read_text",
     "scan",
@@ -85,11 +85,6 @@ class Source:
 def side_of(sha256: str, val_percent: float) -> str:
     """The side of a file whose content has this hex digest; see the split rule above."""
     return SIDES[int(sha256[:16], 16) % 10_000 < round(val_percent * 100)]
-
-
-def aside(out: Path, ending: str) -> Path:
-    """A name of our own beside `out`: "lock" while it is built, "tmp-..." for what is not yet, or no longer, `out`."""
-    return out.parent / f".{out.name}.{ending}"
 
 
 def _walk(root: Path, settings: TextSettings, out: Path) -> Iterator[tuple[str, Path]]:

@@ -5,8 +5,10 @@ Letters: B rows of a row group, T tokens in sequence.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,78 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trn import files
-from trn.errors import DataError
+from trn.errors import DataError, UsageError
 from trn.feed.text_sources import Source, TextSettings, read_text
 from trn.records import from_json, pretty_json
 
-__all__ = ["END_OF_TEXT", "Say", "encode", "train_tokenizer", "write_rows", "write_tokenizer"]
+__all__ = [
+    "END_OF_TEXT",
+    "ReadTokenizer",
+    "Say",
+    "encode",
+    "read_tokenizer",
+    "require_tokenizers",
+    "train_tokenizer",
+    "write_rows",
+    "write_tokenizer",
+]
 
 END_OF_TEXT = "<|endoftext|>"
 _PIECE_CHARS = 1 << 20
 _BATCH_CHARS = 4 << 20
 
 Say = Callable[[str], None]
+
+
+def require_tokenizers() -> None:
+    """Raise UsageError where the library that makes tokens is not installed."""
+    try:
+        import tokenizers  # noqa: F401 - only to see whether it is there
+    except ImportError as error:
+        raise UsageError("needs the tokenizers library.", hint="pip install 'trn-runtime[lm]'") from error
+
+
+@dataclass(frozen=True)
+class ReadTokenizer:
+    """A tokenizer from a file that somebody wrote, and what of it decides the tokens."""
+
+    tokenizer: Any
+    sha256: str
+    """Of its tokenizer.json: all that it is read from."""
+    entries: int
+    end_of_text: int | None
+    """The id of end-of-text, where it has one."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Tokens of all texts, one after the other, and how many each gave. Nothing is added, cut or filled up."""
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        lengths_D = np.fromiter((len(one.ids) for one in encodings), np.int64, len(texts))
+        tokens_T = np.fromiter((one for encoding in encodings for one in encoding.ids), np.int32, int(lengths_D.sum()))
+        return tokens_T, lengths_D
+
+
+def read_tokenizer(path: Path) -> ReadTokenizer:
+    """The tokenizer in a tokenizer.json, or in a folder with one. Raises UsageError without the library, DataError."""
+    require_tokenizers()
+    from tokenizers import Tokenizer
+
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        data = path.read_bytes()
+        tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exception for what it cannot parse
+        raise DataError(
+            f"cannot open the tokenizer: {' '.join(str(error).split())}.",
+            where=str(path),
+            hint="Name a tokenizer.json, or the tokenizer folder that `trn data text` wrote.",
+        ) from error
+    # a file can ask for texts to be cut and filled up: then tokens would be lost unseen
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return ReadTokenizer(
+        tokenizer, hashlib.sha256(data).hexdigest(), tokenizer.get_vocab_size(), tokenizer.token_to_id(END_OF_TEXT)
+    )
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -1,0 +1,242 @@
+"""A data set decoded once into uncompressed, memory-mapped Arrow: docs/formats/cache.md.
+
+    Dataset, columns -> KEY -> FOLDER/KEY.arrow, then FOLDER/KEY.json          (make_cache, under FOLDER/.lock)
+    FOLDER/KEY.json -> sizes, schema and rows compared -> MappedRows           (open_cache, no lock)
+
+The manifest is written last: without it, or where it does not fit, nothing is used. The key stands for the content
+of the data set and for the columns, so one folder holds the caches of many data sets, and none is ever out of date.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from trn.errors import DataError
+from trn.feed.blocks import ParquetBlocks
+from trn.feed.dataset import Dataset
+from trn.feed.gather import plain_type
+from trn.feed.mapped import MappedRows
+from trn.feed.strict import fields
+from trn.files import Lock, atomic_file, make_folder, sha256_file, sweep, write_atomic
+from trn.records import JsonError, pretty_json, read_json, sha256_json
+
+__all__ = [
+    "CACHE_VERSION",
+    "Cache",
+    "find_cache",
+    "has_cache",
+    "has_manifest",
+    "make_cache",
+    "open_cache",
+    "verify_cache",
+]
+
+CACHE_VERSION = 1
+_PIECE_BYTES = 64 << 20
+_MOST_PADDING = 1 << 20
+_LOCK_NAME = ".lock"
+_WAIT_S = 0.5
+_TOP: dict[str, type] = {
+    "schema_version": int,
+    "fingerprint": str,
+    "columns": list,
+    "rows": int,
+    "size_bytes": int,
+    "data_sha256": str,
+    "sha256": str,
+}
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache that is there, as its manifest describes it."""
+
+    path: Path
+    """The Arrow IPC file."""
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+def _key(dataset: Dataset, columns: Sequence[str]) -> str:
+    return sha256_json({"columns": _columns(dataset, columns), "fingerprint": dataset.fingerprint})[:32]
+
+
+def _columns(dataset: Dataset, columns: Sequence[str]) -> list[dict[str, str]]:
+    return [{"name": name, "type": dataset.columns[name]} for name in columns]
+
+
+def has_cache(dataset: Dataset, columns: Sequence[str], folder: Path) -> bool:
+    """Whether `find_cache` finds one."""
+    try:
+        find_cache(dataset, columns, folder)
+    except DataError:
+        return False
+    return True
+
+
+def has_manifest(dataset: Dataset, columns: Sequence[str], folder: Path) -> bool:
+    """Whether there is one, whole or not."""
+    return (folder / f"{_key(dataset, columns)}.json").exists()
+
+
+def find_cache(dataset: Dataset, columns: Sequence[str], folder: Path) -> Cache:
+    """The cache of these columns of a data set. Raises DataError: there is none, or not one that is whole."""
+    key = _key(dataset, columns)
+    manifest, path = folder / f"{key}.json", folder / f"{key}.arrow"
+    try:
+        found = fields(read_json(manifest), "cache", _TOP)
+        if sha256_json({name: value for name, value in found.items() if name != "sha256"}) != found["sha256"]:
+            raise JsonError("sha256: it is not the digest of the other fields")
+        size_bytes = path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(
+            "there is no cache of this data set and these columns.",
+            where=str(folder),
+            hint="Make it with `trn data cache`.",
+        ) from error
+    except OSError as error:
+        raise DataError(f"the cache cannot be read: {error.strerror or error}.", where=str(manifest)) from error
+    except JsonError as error:
+        raise _damaged(manifest, str(error)) from error
+    expected = (CACHE_VERSION, dataset.fingerprint, _columns(dataset, columns), dataset.rows)
+    if (found["schema_version"], found["fingerprint"], found["columns"], found["rows"]) != expected:
+        raise _damaged(manifest, "it describes another data set or version")
+    if size_bytes != found["size_bytes"]:
+        raise _damaged(path, f"it has {size_bytes} bytes, its manifest says {found['size_bytes']}")
+    return Cache(path, found["rows"], size_bytes, found["data_sha256"])
+
+
+def _damaged(path: Path, problem: str) -> DataError:
+    return DataError(f"not a whole cache: {problem}.", where=str(path), hint="Remove it, and it is made again.")
+
+
+def open_cache(dataset: Dataset, columns: Sequence[str], folder: Path) -> MappedRows:
+    """The rows of a cache that is there. Raises DataError.
+
+    Sizes, structure, names, types and the number of rows are compared; the bytes of the rows are not (`verify_cache`).
+    """
+    cache = find_cache(dataset, columns, folder)
+    rows = MappedRows(cache.path, columns, size_bytes=cache.size_bytes)
+    described = [{"name": one.name, "type": str(one.type)} for one in rows.schema]
+    if rows.rows != cache.rows or described != _columns(dataset, columns):
+        rows.close()
+        raise _damaged(cache.path, "its rows or columns are not those of its manifest")
+    return rows
+
+
+def verify_cache(cache: Cache) -> None:
+    """Read all of a cache and compare its sha256. Raises DataError."""
+    try:
+        found = sha256_file(cache.path)
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror or error}.", where=str(cache.path)) from error
+    if found != cache.sha256:
+        raise _damaged(cache.path, f"it has sha256 {found}, its manifest says {cache.sha256}")
+
+
+def make_cache(
+    dataset: Dataset, columns: Sequence[str], folder: Path, *, each_block: Callable[[int], None] = lambda rows: None
+) -> Cache:
+    """The cache of these columns, made now unless it is there or becomes whole while another process makes it.
+
+    `each_block` is called with the number of rows that are done, 0 while waiting; what it raises ends the making, and
+    nothing is left. Raises DataError for the data, StorageError for the folder.
+    """
+    if has_cache(dataset, columns, folder):
+        return find_cache(dataset, columns, folder)
+    reader = ParquetBlocks(dataset, columns)
+    _refuse_dictionaries(reader.schema, dataset)
+    make_folder(folder)
+    lock = Lock(folder / _LOCK_NAME)
+    while not lock.acquire("trn data cache", wait_s=_WAIT_S):
+        each_block(0)
+    try:
+        if not has_cache(dataset, columns, folder):
+            sweep(folder)
+            _write(dataset, columns, folder, reader, each_block)
+    finally:
+        reader.close()
+        lock.release()
+    return find_cache(dataset, columns, folder)
+
+
+def _refuse_dictionaries(schema: pa.Schema, dataset: Dataset) -> None:
+    if name := next((one.name for one in schema if pa.types.is_dictionary(one.type)), None):
+        raise DataError(
+            f'column "{name}" is a dictionary, which differs from row group to row group and cannot be mapped.',
+            where=dataset.files[0].path,
+            hint="Leave the column out, write it as plain values, or use no dataset.cache.",
+        )
+
+
+def _write(
+    dataset: Dataset, columns: Sequence[str], folder: Path, reader: ParquetBlocks, each_block: Callable[[int], None]
+) -> None:
+    key = _key(dataset, columns)
+    widest_first = sorted(reader.schema.names, key=lambda name: -_row_bytes(reader.schema.field(name).type))
+    schema = pa.schema([reader.schema.field(name) for name in widest_first])
+    step = math.lcm(8, *(_row_bytes(one.type) or 1 for one in schema))
+    plain = pa.ipc.IpcWriteOptions(compression=None)
+    with atomic_file(folder / f"{key}.arrow") as file, pa.ipc.new_file(file, schema, options=plain) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist([], schema=schema))  # the head of the file is written by now
+        for batch in _pieces(dataset, reader, each_block):
+            batch = batch.select(widest_first)
+            pad = _padding(batch, file.size_bytes, step) if step <= _MOST_PADDING else 0
+            writer.write_batch(batch, custom_metadata={"padding": "0" * pad})
+    value: dict[str, Any] = {
+        "schema_version": CACHE_VERSION,
+        "fingerprint": dataset.fingerprint,
+        "columns": _columns(dataset, columns),
+        "rows": dataset.rows,
+        "size_bytes": file.size_bytes,
+        "data_sha256": file.sha256,
+    }
+    write_atomic(folder / f"{key}.json", pretty_json({**value, "sha256": sha256_json(value)}))
+
+
+def _row_bytes(kind: pa.DataType) -> int:
+    plain = plain_type(kind)
+    return plain.row_bytes if plain else 0
+
+
+def _padding(batch: pa.RecordBatch, start: int, step: int) -> int:
+    """So many characters of metadata let the values of a piece begin at a multiple of `step` bytes in the file.
+
+    Then each column of fixed width is one array over all pieces: what lies between them is a whole number of rows.
+    """
+    empty = batch.slice(0, 0)
+    bare = _metadata_bytes(empty, 0)
+    wanted = (start + bare + step) // step * step - start
+    # lengths are rounded up to 8, so that the first of a few is long enough
+    near = range(max(wanted - bare - 16, 0), wanted - bare + 16)
+    return next((pad for pad in near if _metadata_bytes(empty, pad) == wanted), 0)
+
+
+def _metadata_bytes(empty: pa.RecordBatch, padding: int) -> int:
+    sink = pa.MockOutputStream()
+    with pa.ipc.new_stream(sink, empty.schema) as writer:
+        writer.write_batch(empty, custom_metadata={"padding": ""})
+        before = sink.size()
+        writer.write_batch(empty, custom_metadata={"padding": "0" * padding})
+        return int(sink.size()) - int(before)
+
+
+def _pieces(dataset: Dataset, reader: ParquetBlocks, each_block: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+    """All rows in their order, in pieces that are large: a gather looks at each piece where strings are."""
+    waiting: list[pa.Table] = []
+    size_bytes = rows = 0
+    for index, block in enumerate(dataset.blocks):
+        waiting.append(reader.read(index))
+        size_bytes += waiting[-1].nbytes
+        rows += block.rows
+        each_block(rows)
+        if size_bytes >= _PIECE_BYTES or rows == dataset.rows:
+            yield from pa.concat_tables(waiting).combine_chunks().to_batches()
+            waiting, size_bytes = [], 0

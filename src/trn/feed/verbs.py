@@ -1,0 +1,125 @@
+"""`trn data inspect`, `validate` and `cache`: their options, and what they print, for paths here and specs in trn.plan.
+
+Results go to standard output, or as one JSON object with --json; errors are raised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trn.errors import STATUS, UsageError
+from trn.feed.cache import Cache, has_cache, make_cache
+from trn.feed.checks import validate_data
+from trn.feed.inspection import inspect_data, inspection_lines
+from trn.feed.subject import Subject, named
+from trn.records import json_line
+
+__all__ = ["VERBS", "Parser", "add_verbs", "run_verb", "subject_of_paths"]
+
+VERBS = ("inspect", "validate", "cache")
+_WHAT = "a spec; or files, folders, globs or URLs, in this order, or one manifest"
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports misuse as every other door does: one line, and the exit status of the code."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}.", where=self.prog, hint="See --help.")
+
+
+def add_verbs(commands: Any) -> None:
+    """Add the three to the subcommands of a parser."""
+    inspect = commands.add_parser("inspect", help="what data are, their order, and how fast they come")
+    _add_common(inspect)
+    inspect.add_argument("--batch-size", type=_positive, metavar="N", help="rows of a batch; 32, or the spec's")
+    inspect.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="how long to read at most; %(default)s"
+    )
+    validate = commands.add_parser("validate", help="all that is wrong with data; exit status 65 where something is")
+    _add_common(validate)
+    validate.add_argument(
+        "--validation", action="append", metavar="PATH", help="validation data, to be compared with; repeatable"
+    )
+    cache = commands.add_parser("cache", help="decode data once into memory-mapped Arrow, for dataset.cache")
+    _add_common(cache)
+    cache.add_argument("--out", type=Path, metavar="DIR", help="the folder of caches; dataset.cache of the spec")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="+", metavar="SPEC|PATH", help=_WHAT)
+    parser.add_argument("--columns", metavar="A,B", help="only these columns, in this order")
+    parser.add_argument("--json", action="store_true", help="print a JSON object on stdout")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def subject_of_paths(parsed: argparse.Namespace) -> Subject:
+    """What the paths of a command line mean, with default settings."""
+    return Subject(training=named(parsed.data))
+
+
+def run_verb(parsed: argparse.Namespace, subject: Subject) -> int:
+    """Do what was asked, and print it; returns the exit status. Raises TrnError."""
+    if parsed.columns:
+        subject = replace(subject, columns=tuple(name for name in parsed.columns.split(",") if name))
+    if parsed.command == "inspect":
+        return _inspect(parsed, subject)
+    return _validate(parsed, subject) if parsed.command == "validate" else _cache(parsed, subject)
+
+
+def _inspect(parsed: argparse.Namespace, subject: Subject) -> int:
+    if parsed.batch_size:
+        subject = replace(subject, batch_size=parsed.batch_size)
+    report = inspect_data(subject, seconds=parsed.seconds)
+    _print(json_line(report).decode() if parsed.json else "\n".join(inspection_lines(report)) + "\n")
+    return 0
+
+
+def _validate(parsed: argparse.Namespace, subject: Subject) -> int:
+    if parsed.validation:
+        subject = replace(subject, validation=named(parsed.validation))
+    findings = validate_data(subject)
+    errors = sum(one.level == "error" for one in findings)
+    if parsed.json:
+        value = {"errors": errors, "warnings": len(findings) - errors, "findings": [one.to_json() for one in findings]}
+        _print(json_line(value).decode())
+    else:
+        _print("".join(f"{one}\n" for one in findings))
+        sys.stderr.write(f"{errors} errors, {len(findings) - errors} warnings\n" if findings else "nothing is wrong\n")
+    return STATUS["data_error"].exit if errors else 0
+
+
+def _cache(parsed: argparse.Namespace, subject: Subject) -> int:
+    folder = parsed.out or subject.cache
+    if folder is None:
+        raise UsageError("it is not said where the cache goes.", where="trn data cache", hint="Give --out DIR.")
+    dataset = subject.training.open(subject.columns, None)
+    columns = list(dataset.columns)
+    was_there = has_cache(dataset, columns, folder)
+    made = make_cache(dataset, columns, folder)
+    _print(_cache_json(made) if parsed.json else _cache_line(made, folder, was_there=was_there))
+    return 0
+
+
+def _cache_json(made: Cache) -> str:
+    value = {"path": str(made.path), "rows": made.rows, "size_bytes": made.size_bytes, "sha256": made.sha256}
+    return json_line(value).decode()
+
+
+def _cache_line(made: Cache, folder: Path, *, was_there: bool) -> str:
+    done = "was there already" if was_there else "made"
+    return f"{made.path}: {done}, {made.rows:,} rows, {made.size_bytes:,} bytes; use it with dataset.cache: {folder}\n"
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

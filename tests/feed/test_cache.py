@@ -1,0 +1,267 @@
+"""The cache: the same batches as from parquet, bit for bit, and never one that is torn, stale or changed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trn.errors import DataError
+from trn.feed import (
+    Cursor,
+    Dataset,
+    Feed,
+    Order,
+    RawBatch,
+    cache,
+    has_cache,
+    make_cache,
+    open_cache,
+    open_dataset,
+)
+from trn.feed.cache import find_cache, verify_cache
+from trn.feed.order import Remainder
+from trn.feed.tensors import to_tensors
+from trn.files import Lock
+
+WriteParquet = Callable[..., str]
+COLUMNS = ["id", "pair", "name"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def order_of(dataset: Dataset, **changes: Any) -> Order:
+    settings = {"seed": 7, "batch_size": 4, "window": 2, "passes": 2} | changes
+    return Order(dataset.fingerprint, dataset.block_rows, **settings)
+
+
+def take(feed: Feed) -> Iterator[RawBatch]:
+    with feed:
+        while (batch := feed.next()) is not None:
+            yield batch
+
+
+def content(feed: Feed) -> list[tuple[Any, ...]]:
+    return [(b.record_batch.to_pydict(), b.row_ids.tolist(), b.row_passes.tolist(), *b[3:]) for b in take(feed)]
+
+
+@pytest.mark.parametrize("remainder", ["carry", "drop", "keep"])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("readahead", [0, 2])
+def test_batches_from_the_cache_are_those_from_parquet(
+    dataset: Dataset, folder: Path, remainder: Remainder, shuffle: bool, readahead: int
+) -> None:
+    make_cache(dataset, COLUMNS, folder)
+    order = order_of(dataset, remainder=remainder, shuffle=shuffle)
+    expected = content(Feed(dataset, order, COLUMNS, Cursor()))
+    mapped = open_cache(dataset, COLUMNS, folder)
+    assert content(Feed(dataset, order, COLUMNS, Cursor(), cache=mapped, readahead=readahead)) == expected
+    for index, batch in enumerate(expected):
+        later = Feed(dataset, order, COLUMNS, order.cursor_at(index), cache=open_cache(dataset, COLUMNS, folder))
+        assert next(take(later)).row_ids.tolist() == batch[1]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_batches_of_the_cache_as_of_parquet(dataset: Dataset, folder: Path, world_size: int) -> None:
+    make_cache(dataset, ["pair"], folder)
+    order = order_of(dataset, window=99)
+    for rank in range(world_size):
+        share = {"rank": rank, "world_size": world_size}
+        mapped = open_cache(dataset, ["pair"], folder)
+        assert content(Feed(dataset, order, ["pair"], Cursor(), cache=mapped, **share)) == content(
+            Feed(dataset, order, ["pair"], Cursor(), **share)
+        )
+
+
+def test_every_type_comes_out_of_the_cache_as_it_went_in(tmp_path: Path, folder: Path) -> None:
+    rows = 40
+    numbers = np.arange(rows * 6)
+    table = pa.table(
+        {
+            "i8": pa.array(numbers[:rows] % 100, pa.int8()),
+            "f64": numbers[:rows] / 3,
+            "odd": pa.FixedSizeListArray.from_arrays(pa.array(numbers[: rows * 3].astype(np.int16)), 3),
+            "image": pa.FixedSizeListArray.from_arrays(
+                pa.FixedSizeListArray.from_arrays(pa.array(numbers.astype(np.float32)), 3), 2
+            ),
+            "bit": [one % 3 == 0 for one in range(rows)],
+            "hole": [None if one % 5 == 0 else one for one in range(rows)],
+            "text": ["x" * (one % 7) for one in range(rows)],
+            "many": [list(range(one % 4)) for one in range(rows)],
+            "day": pa.array(numbers[:rows].astype(np.int32), pa.date32()),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    dataset = open_dataset([str(tmp_path / "a.parquet")], columns=None)
+    columns = list(dataset.columns)
+    make_cache(dataset, columns, folder)
+    mapped = open_cache(dataset, columns, folder)
+    rows_asked = np.array([39, 0, 7, 7, 21, 6], np.int64)
+    assert mapped.take(rows_asked).to_pylist() == [table.to_pylist()[row] for row in rows_asked.tolist()]
+    mapped.close()
+
+
+def test_rows_of_many_pieces_are_found(dataset: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_PIECE_BYTES", 1)
+    make_cache(dataset, COLUMNS, folder)
+    mapped = open_cache(dataset, COLUMNS, folder)
+    backwards = np.arange(dataset.rows)[::-1].astype(np.int64)
+    taken = mapped.take(backwards)
+    assert taken.column("id").to_pylist() == backwards.tolist()
+    assert taken.column("name").to_pylist() == [f"row {row}" for row in backwards.tolist()]
+    mapped.close()
+
+
+def test_writing_to_a_batch_changes_neither_the_file_nor_another_batch(dataset: Dataset, folder: Path) -> None:
+    found = make_cache(dataset, ["id"], folder)
+    order = order_of(dataset, shuffle=False)
+    for batch in take(Feed(dataset, order, ["id"], Cursor(), cache=open_cache(dataset, ["id"], folder))):
+        assert batch.record_batch.column("id").to_pylist() == batch.row_ids.tolist()
+        to_tensors(batch.record_batch, ["id"])["id"].fill_(-1)
+    verify_cache(found)
+
+
+def test_a_cache_is_made_once_and_bound_to_data_and_columns(
+    dataset: Dataset, write: WriteParquet, folder: Path
+) -> None:
+    one = make_cache(dataset, ["id"], folder)
+    before = one.path.stat().st_mtime_ns
+    assert make_cache(dataset, ["id"], folder).path == one.path
+    assert one.path.stat().st_mtime_ns == before
+    assert make_cache(dataset, ["id", "pair"], folder).path != one.path
+    assert make_cache(dataset, ["pair", "id"], folder).path != one.path
+    other = open_dataset([write("other.parquet", [9])], columns=["id"])
+    assert not has_cache(other, ["id"], folder)
+    assert make_cache(other, ["id"], folder).path != one.path
+
+
+def spoil_size(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 5)
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "json"])
+def test_a_torn_cache_is_not_used_and_made_again(dataset: Dataset, folder: Path, suffix: str) -> None:
+    path = make_cache(dataset, ["id"], folder).path.with_suffix(f".{suffix}")
+    spoil_size(path)
+    with pytest.raises(DataError, match="not a whole cache"):
+        open_cache(dataset, ["id"], folder)
+    verify_cache(make_cache(dataset, ["id"], folder))
+
+
+def test_a_cache_without_its_manifest_is_none(dataset: Dataset, folder: Path) -> None:
+    make_cache(dataset, ["id"], folder).path.with_suffix(".json").unlink()
+    with pytest.raises(DataError, match="there is no cache of this data set"):
+        open_cache(dataset, ["id"], folder)
+
+
+def test_a_manifest_of_another_data_set_is_refused(dataset: Dataset, write: WriteParquet, folder: Path) -> None:
+    other = open_dataset([write("other.parquet", [9])], columns=["id"])
+    mine, its = make_cache(dataset, ["id"], folder).path, make_cache(other, ["id"], folder).path
+    for suffix in (".json", ".arrow"):
+        mine.with_suffix(suffix).write_bytes(its.with_suffix(suffix).read_bytes())
+    with pytest.raises(DataError, match="it describes another data set"):
+        open_cache(dataset, ["id"], folder)
+
+
+def test_changed_bytes_are_found_when_all_is_read(dataset: Dataset, folder: Path) -> None:
+    found = make_cache(dataset, ["id"], folder)
+    data = bytearray(found.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    found.path.write_bytes(data)
+    with pytest.raises(DataError, match="its manifest says"):
+        verify_cache(find_cache(dataset, ["id"], folder))
+
+
+@pytest.mark.parametrize("how", ["cut", "grown", "rewritten"])
+def test_a_file_that_changes_while_it_is_mapped_is_an_error_and_no_garbage(
+    dataset: Dataset, folder: Path, how: str
+) -> None:
+    path = make_cache(dataset, ["id"], folder).path
+    feed = Feed(dataset, order_of(dataset, passes=None), ["id"], Cursor(), cache=open_cache(dataset, ["id"], folder))
+    with feed:
+        assert feed.next() is not None
+        size = path.stat().st_size
+        if how == "rewritten":
+            os.utime(path, ns=(1, 1))
+        else:
+            os.truncate(path, 8 if how == "cut" else size + 1)
+        with pytest.raises(DataError, match="the cache was changed while it was read"):
+            all(feed.next() for _ in range(1000))
+
+
+def test_what_a_crashed_maker_left_is_swept_and_not_used(dataset: Dataset, folder: Path) -> None:
+    def crash(rows: int) -> None:
+        os._exit(9) if rows else None
+
+    pid = os.fork()
+    if pid == 0:
+        make_cache(dataset, ["id"], folder, each_block=crash)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert [name for name in os.listdir(folder) if ".tmp-" in name]
+    assert not has_cache(dataset, ["id"], folder)
+    verify_cache(make_cache(dataset, ["id"], folder))
+    assert not [name for name in os.listdir(folder) if ".tmp-" in name]
+
+
+def test_what_the_caller_raises_ends_the_making_and_leaves_nothing(dataset: Dataset, folder: Path) -> None:
+    def refuse(rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_cache(dataset, ["id"], folder, each_block=refuse)
+    assert os.listdir(folder) == [".lock"]
+
+
+def test_whoever_comes_second_waits_and_is_asked_meanwhile(dataset: Dataset, folder: Path) -> None:
+    folder.mkdir()
+
+    def give_up(rows: int) -> None:
+        assert rows == 0
+        raise TimeoutError
+
+    with Lock(folder / ".lock"), pytest.raises(TimeoutError):
+        make_cache(dataset, ["id"], folder, each_block=give_up)
+
+
+@pytest.mark.slow
+def test_processes_that_make_the_same_cache_make_one(dataset: Dataset, folder: Path) -> None:
+    source = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from trn.feed import Dataset, make_cache\n"
+        "dataset = Dataset.from_json(json.loads(sys.argv[1]))\n"
+        "print(make_cache(dataset, ['id', 'name'], Path(sys.argv[2])).sha256)\n"
+    )
+    command = [sys.executable, "-c", source, json.dumps(dataset.to_json()), str(folder)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    said = {process.communicate(timeout=120)[0].strip() for process in running}
+    assert [process.returncode for process in running] == [0] * 4
+    assert said == {find_cache(dataset, ["id", "name"], folder).sha256}
+
+
+def test_a_dictionary_column_is_refused(tmp_path: Path, folder: Path) -> None:
+    pq.write_table(pa.table({"w": pa.array(["a", "b"]).dictionary_encode()}), tmp_path / "a.parquet")
+    dataset = open_dataset([str(tmp_path / "a.parquet")], columns=None)
+    with pytest.raises(DataError, match='column "w" is a dictionary'):
+        make_cache(dataset, ["w"], folder)
+
+
+def test_the_file_is_arrow_ipc_that_anybody_reads(dataset: Dataset, folder: Path) -> None:
+    found = make_cache(dataset, COLUMNS, folder)
+    with pa.memory_map(str(found.path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    assert table.column("id").to_pylist() == list(range(23))
+    assert found.rows == 23
