@@ -21,7 +21,7 @@ from trn.files.digests import new_sha256, sha256_file, sha256_prefix
 from trn.files.faults import fault_count, set_fault
 from trn.files.folders import foreign, free_bytes, make_folder, move, publish_folder, remove, remove_tree, sweep
 from trn.files.locks import Lock, is_locked
-from trn.files.logs import AppendLog, append_line, last_line
+from trn.files.logs import AppendLog, append_line, last_line, last_lines
 from trn.files.whole import AtomicFile, atomic_file, link_atomic, sync_folder, write_atomic
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "free_bytes",
     "is_locked",
     "last_line",
+    "last_lines",
     "link_atomic",
     "make_folder",
     "move",

@@ -11,7 +11,9 @@ from trn.files.digests import new_sha256, sha256_prefix
 from trn.files.faults import trip
 from trn.files.system import CHUNK_BYTES, fsync, open_file, storage_errors, write_all
 
-__all__ = ["AppendLog", "append_line", "last_line"]
+__all__ = ["AppendLog", "append_line", "last_line", "last_lines"]
+
+_TAIL_BYTES = 256 << 10
 
 
 class AppendLog:
@@ -135,6 +137,25 @@ def last_line(path: Path) -> bytes | None:
         return os.pread(fd, end - start, start) if end else None
     finally:
         os.close(fd)
+
+
+def last_lines(path: Path, count: int) -> list[bytes]:
+    """At most `count` whole lines from the end of a file, the newest last; fewer where they are longer than 256 kB.
+
+    What the file is long does not matter. Raises OSError.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return []
+    try:
+        end = _end_of_lines(fd)
+        start = max(0, end - _TAIL_BYTES)
+        data = os.pread(fd, end - start, start) if end else b""
+    finally:
+        os.close(fd)
+    lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
+    return lines[1 if start else 0 :][-count:]  # of a tail, the first line may be half a line
 
 
 def _end_of_lines(fd: int, before: int | None = None) -> int:
