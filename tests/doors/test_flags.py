@@ -52,7 +52,7 @@ CASES = {
     "--shuffle": Case([], True, "false", False, "dataset.shuffle"),
     "--device": Case(["cpu"], "cpu", "mps", "cuda", "device"),
     "--amp": Case(["bf16"], "bf16", "none", "fp16", REFUSED),
-    "--ddp": Case([], True, "false", False, REFUSED),
+    "--ddp": Case([], True, "false", False, "ddp"),
     "--seed": Case(["0"], 0, "1", 2, "seed"),
     "--deterministic": Case([], True, "warn", False, "deterministic"),
     "--optimizer": Case(["sgd"], "sgd", "adam", "adamw", "optimizer.name"),

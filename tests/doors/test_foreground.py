@@ -61,6 +61,16 @@ def test_a_run_that_completes_is_told_and_recorded(runs_dir: Path, capsys: pytes
     assert f"     folder {runs_dir / 'demo'}" in lines
 
 
+def test_a_run_that_waited_for_its_data_is_told_so_at_its_end(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(runs_dir, "--then", "complete", "--steps", "30", "--wait-ms", "12")
+    lines = capsys.readouterr().err.splitlines()
+    said = "60% of the last 30 steps was waiting for rows; see dataset.readahead, workers, cache (docs/data.md)"
+    assert f"     data   {said}" in lines
+    assert "60% waiting for data" in next(line for line in lines if line.startswith("step 30/30"))
+
+
 def test_the_childs_output_is_kept_and_shown_to_the_last_byte(runs_dir: Path) -> None:
     row = row_of(runs_dir, "demo")
     with open_store(runs_dir) as store:
@@ -340,6 +350,9 @@ def test_a_signal_before_the_child_is_there_reaches_it(runs_dir: Path) -> None:
 
         def signal(self, number: int) -> None:
             self.sent.append(number)
+
+        def failure(self) -> tuple[int, str] | None:
+            return None
 
     signals, child = _Signals(), Recorder()
     signals.handle(signal.SIGTERM, None)

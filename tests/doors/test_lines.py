@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from support.stand_in import outcome_of_job
-from trn.doors.lines import duration, event_line, number, outcome_line, size, standing_line, value_line
+from trn.doors.lines import (
+    duration,
+    event_line,
+    number,
+    outcome_line,
+    size,
+    standing_line,
+    value_line,
+    waiting_line,
+)
 from trn.doors.progress import PlainDisplay, TerminalDisplay
-from trn.doors.standing import Standing, after_event, after_metrics, eta_s
+from trn.doors.standing import Standing, after_event, after_metrics, data_wait, eta_s
 from trn.records import EVENT_KINDS
 
-LINE = {"step": 120, "train_loss": 3.41234, "lr": 5e-4, "tokens_per_sec": 12345.6, "wall_ms": 100.0}
+LINE = {
+    "step": 120,
+    "train_loss": 3.41234,
+    "lr": 5e-4,
+    "tokens_per_sec": 12345.6,
+    "wall_ms": 100.0,
+    "data_wait_ms": 1.0,
+}
 
 
 def started(max_steps: int = 400) -> Standing:
@@ -38,6 +55,44 @@ def test_the_time_left_follows_the_pace_of_the_last_steps() -> None:
     for step in range(1, 51):
         standing = after_metrics(standing, {"step": step, "wall_ms": 1000.0 if step < 10 else 200.0})
     assert eta_s(standing) == pytest.approx(50 * 0.2, rel=0.1)
+
+
+def after_waits(waits_ms: Sequence[float], wall_ms: float = 100.0) -> Standing:
+    standing = started()
+    for step, wait_ms in enumerate(waits_ms, 1):
+        standing = after_metrics(standing, {"step": step, "wall_ms": wall_ms, "data_wait_ms": wait_ms})
+    return standing
+
+
+def test_a_run_that_waits_for_its_data_is_told_so_from_a_fifth_of_its_time_on() -> None:
+    wait = data_wait(after_waits([43.0] * 100))
+    assert wait is not None
+    assert wait == pytest.approx((0.43, 100))
+    assert waiting_line(wait) == (
+        "43% of the last 100 steps was waiting for rows; see dataset.readahead, workers, cache (docs/data.md)"
+    )
+    assert "43% waiting for data" in standing_line(after_waits([43.0] * 100))
+    for waits in ([20.0] * 100, [90.0] * 9, []):
+        standing = after_waits(waits)
+        assert waiting_line(data_wait(standing)) is None
+        assert "waiting" not in standing_line(standing)
+    assert data_wait(after_waits([90.0] * 9)) is None
+
+
+def test_only_the_last_hundred_steps_say_whether_a_run_waits() -> None:
+    assert data_wait(after_waits([90.0] * 500 + [10.0] * 100)) == pytest.approx((0.1, 100))
+    assert data_wait(after_waits([10.0] * 100 + [90.0] * 10)) == pytest.approx((17.1 / 99, 100), rel=0.1)
+
+
+def test_the_first_batch_after_a_start_does_not_count_as_waiting() -> None:
+    standing = started()
+    for step in range(1, 41):
+        wait_ms = 4000.0 if step == 1 else 0.1
+        standing = after_metrics(standing, {"step": step, "wall_ms": wait_ms + 5, "data_wait_ms": wait_ms})
+    wait = data_wait(standing)
+    assert wait is not None
+    assert wait.share < 0.05
+    assert wait.steps == 40
 
 
 def test_a_resume_and_an_evaluation_move_the_standing() -> None:

@@ -17,7 +17,7 @@ from support.stand_in import Job, argv, metrics_line, publish
 from trn.doors.cli import main
 from trn.files import make_folder
 from trn.jobs import job_log, open_store
-from trn.records import read_lines
+from trn.records import json_line, read_lines
 
 Capture = pytest.CaptureFixture[str]
 
@@ -177,6 +177,23 @@ def test_a_run_is_named_by_its_id_a_job_of_it_or_its_path(
     assert answer(capsys, "status", "demo") == by_id
     assert answer(capsys, "status", "./demo") == by_id
     assert answer(capsys, "status", "demo", "--runs-dir", str(runs_dir)) == by_id
+
+
+def test_status_says_when_the_data_hold_a_run_up_from_the_journals_end_alone(runs_dir: Path, capsys: Capture) -> None:
+    trained(runs_dir, "demo", "--then", "complete")
+    assert answer(capsys, "status", "demo")["data_wait"] is None
+    assert not [line for line in words(capsys, "status", "demo") if line.startswith("data ")]
+    journal = runs_dir / "demo/reports/train_metrics.jsonl"
+    shown = {"epoch": 0, "train_loss": 1.0, "wall_ms": 50.0, "data_wait_ms": 25.0}
+    with open(journal, "ab") as stream:
+        stream.write(b"x" * 1_000_000 + b"\n")  # what nobody could take in, far before the end
+        stream.writelines(json_line({"step": step, **shown}) for step in range(4, 300))
+        stream.write(b'{"step": 300, "torn')
+    report = answer(capsys, "status", "demo")
+    assert report["data_wait"] == {"share": 0.5, "steps": 100}
+    assert report["metrics"]["step"] == 299
+    said = "50% of the last 100 steps was waiting for rows; see dataset.readahead, workers, cache (docs/data.md)"
+    assert f"data       {said}" in words(capsys, "status", "demo")
 
 
 def test_a_refused_job_does_not_hide_the_run_that_is_there(runs_dir: Path, capsys: Capture) -> None:

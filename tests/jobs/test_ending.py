@@ -175,6 +175,57 @@ def test_a_runner_that_never_began_leaves_nothing(
     assert not Path(row.run_dir).exists()
 
 
+@pytest.mark.parametrize(
+    ("failure", "returncode", "expected"),
+    [
+        ((KILLED, "rank 1 was killed by SIGKILL"), 137, ("rank_lost", 87, "rank 1 was killed by SIGKILL", True)),
+        ((87, "rank 1: rank 0 is gone"), 87, ("rank_lost", 87, "rank 1: rank 0 is gone", True)),
+        ((88, "rank 1: no step ended"), 88, ("hang", 88, "rank 1: no step ended", True)),
+        ((74, "rank 0: no space"), 74, ("io_error", 74, "rank 0: no space", False)),
+        ((1, "rank 0 ended with exit status 1"), 1, ("crashed", 71, "rank 0 ended with exit status 1", False)),
+        (None, 137, ("crashed", 71, "the runner exited with 137 without an outcome", False)),
+        (None, KILLED, ("crashed", 71, "the runner was killed by SIGKILL without an outcome", True)),
+    ],
+)
+def test_of_several_ranks_the_first_that_failed_tells_how_it_ended(
+    row: JobRow, failure: tuple[int, str] | None, returncode: int, expected: tuple[str, int, str, bool]
+) -> None:
+    begun(row)
+    ending = settle(row, returncode, (), failure)
+    assert (ending.state, ending.exit_code, ending.reason, ending.is_lost) == expected
+    assert ending.outcome is not None
+    assert (ending.outcome.resumable, ending.outcome.step) == (True, 4)
+    assert endings(row) == [("failed", expected[0], expected[1])]
+
+
+def test_rank_0s_own_outcome_is_believed_over_what_the_launcher_saw(row: JobRow) -> None:
+    begun(row).end("rank_lost", "rank 1 gave no sign of life")
+    ending = settle(row, 137, (), (KILLED, "rank 1 was killed by SIGKILL"))
+    assert (ending.state, ending.reason, ending.is_lost) == ("rank_lost", "rank 1 gave no sign of life", True)
+    begun_again = Job(Path(row.run_dir), row.job_id)
+    begun_again.end("trainer_raised")
+    assert not settle(row, 70, (), (70, "rank 0: ValueError")).is_lost
+
+
+@pytest.mark.parametrize(
+    ("failure", "forwarded", "state", "exit_code"),
+    [
+        ((78, "rank 0: refused"), (), "rejected", 78),
+        ((65, "rank 0: no such file"), (), "rejected", 65),
+        ((87, "rank 1 of 2 did not come"), (), "rank_lost", 87),
+        ((KILLED, "rank 1 was killed by SIGKILL"), (), "rank_lost", 87),
+        ((-signal.SIGTERM, "rank 1 was killed by SIGTERM"), (signal.SIGTERM,), "preempted", 75),
+        (None, (signal.SIGTERM,), "preempted", 75),
+    ],
+)
+def test_ranks_that_never_began_leave_nothing(
+    row: JobRow, failure: tuple[int, str] | None, forwarded: tuple[int, ...], state: str, exit_code: int
+) -> None:
+    ending = settle(row, 128 + signal.SIGTERM, forwarded, failure)
+    assert (ending.state, ending.exit_code, ending.outcome) == (state, exit_code, None)
+    assert not Path(row.run_dir).exists()
+
+
 def test_a_finished_run_that_is_resumed_tells_its_outcome_again(row: JobRow, tmp_path: Path) -> None:
     begun(row).end("completed")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}

@@ -56,19 +56,21 @@ def run_in_foreground(watch: Watch, launcher: Launcher, argv: Sequence[str]) -> 
                 watch.look()
                 child.wait(_LOOK_EVERY_S)
             watch.look_at_the_rest()
-            return _end(watch, child.poll() or 0)
+            return _end(watch, child.poll() or 0, child.failure())
     finally:
         with contextlib.suppress(StorageError):
             remove(lock.path)
         lock.release()
 
 
-def _end(watch: Watch, returncode: int) -> Ending:
+def _end(watch: Watch, returncode: int, failure: tuple[int, str] | None) -> Ending:
     """Settle the folder, the row and the log of a job whose child has ended."""
     row = watch.row
-    ending = settle(row, returncode, watch.signals)
+    ending = settle(row, returncode, watch.signals, failure)
     if ending.problem:
         watch.say(ending.problem)
+    if ending.is_lost and failure is not None and failure[0] < 0 and failure[1] != ending.reason:
+        watch.say(f"trn: {clean_line(failure[1])}")  # what the others could not know
     if ending.outcome is not None and ending.outcome.job_id == row.job_id:
         watch.record("running", started_at=ending.outcome.started_at)
     elif ending.state != "crashed":

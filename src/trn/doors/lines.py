@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trn.doors.standing import Standing, eta_s
+from trn.doors.standing import DataWait, Standing, data_wait, eta_s
 from trn.doors.text import clean_line
 from trn.records import ENDINGS
 
-__all__ = ["duration", "event_line", "number", "outcome_line", "size", "standing_line", "value_line"]
+__all__ = [
+    "duration",
+    "event_line",
+    "number",
+    "outcome_line",
+    "size",
+    "standing_line",
+    "value_line",
+    "waiting_line",
+]
+
+_MUCH_WAITING = 0.2
 
 
 def number(value: float) -> str:
@@ -46,11 +57,23 @@ def standing_line(standing: Standing) -> str:
         parts.append(f"lr {standing.lr:.1e}")
     if standing.rate is not None:
         parts.append(f"{_rate(standing.rate)} {standing.rate_unit}")
+    if (wait := data_wait(standing)) and wait.share > _MUCH_WAITING:
+        parts.append(f"{wait.share:.0%} waiting for data")
     if standing.val_loss is not None:
         parts.append(f"val_loss {number(standing.val_loss)}")
     if eta := eta_s(standing):
         parts.append(f"eta {duration(eta)}")
     return "  ".join(parts)
+
+
+def waiting_line(wait: DataWait | None) -> str | None:
+    """What to say of a run that waits much for its data; None for one that does not."""
+    if wait is None or wait.share <= _MUCH_WAITING:
+        return None
+    return (
+        f"{wait.share:.0%} of the last {wait.steps} steps was waiting for rows; "
+        "see dataset.readahead, workers, cache (docs/data.md)"
+    )
 
 
 def value_line(value: Mapping[str, Any] | None) -> str:

@@ -15,14 +15,14 @@ import click
 
 from trn.doors.completion import complete_run
 from trn.doors.follow import parsed
-from trn.doors.lines import outcome_line, standing_line, value_line
+from trn.doors.lines import outcome_line, standing_line, value_line, waiting_line
 from trn.doors.listing import json_option, newest_jobs, row_json, runs_dir_option, write_json
-from trn.doors.standing import Standing, after_event, after_metrics
+from trn.doors.standing import STEPS_LOOKED_AT, Standing, after_event, after_metrics, data_wait
 from trn.doors.stream import Stream, events_of
 from trn.doors.targets import Target, find, runs_folder
 from trn.doors.text import clean_line
 from trn.errors import UsageError
-from trn.files import last_line
+from trn.files import last_lines
 from trn.jobs import OPEN_STATES, Store, job_log, observe, open_store, outcome_of, row_of_folder
 from trn.records import JobRow
 
@@ -75,9 +75,10 @@ def _report_on(target: Target) -> tuple[dict[str, Any], Standing]:
     standing = Standing()
     for event in events_of(reports / "events.jsonl"):
         standing = after_event(standing, event)
-    metrics = next(iter(parsed([last_line(reports / "train_metrics.jsonl") or b""])), None)
-    if metrics is not None:
-        standing = after_metrics(standing, metrics)
+    lines = parsed(last_lines(reports / "train_metrics.jsonl", STEPS_LOOKED_AT))
+    for line in lines:
+        standing = after_metrics(standing, line)
+    wait = data_wait(standing)
     outcome = outcome_of(target.run_dir, job.job_id)
     if outcome is None and job.exit_code == 0:  # it found its run finished, and told the outcome again
         outcome = outcome_of(target.run_dir, "")
@@ -90,7 +91,8 @@ def _report_on(target: Target) -> tuple[dict[str, Any], Standing]:
         "step": standing.step,
         "max_steps": standing.max_steps,
         "val_loss": standing.val_loss,
-        "metrics": metrics,
+        "metrics": lines[-1] if lines else None,
+        "data_wait": wait._asdict() if wait else None,
         "outcome": outcome.to_json() if outcome else None,
         "submitted_at": job.submitted_at,
         "output": str(job_log(target.runs_dir, job)) if job.job_id else None,
@@ -107,6 +109,8 @@ def _report_lines(target: Target, report: dict[str, Any], standing: Standing) ->
         yield "reason", report["reason"]
     if target.run_dir.is_dir():
         yield "progress", standing_line(standing if state in OPEN_STATES else standing._replace(step_s=None))
+    if waiting := waiting_line(data_wait(standing)):
+        yield "data", waiting
     if outcome and (outcome["final"] or outcome["best"]):
         yield "final", value_line(outcome["final"])
         yield "best", value_line(outcome["best"])

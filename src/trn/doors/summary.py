@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trn.doors.foreground import Watch
-from trn.doors.lines import outcome_line, value_line
+from trn.doors.lines import outcome_line, value_line, waiting_line
+from trn.doors.standing import data_wait
 from trn.doors.text import clean, clean_line
 from trn.jobs.ending import Ending
 from trn.records import Outcome
@@ -30,6 +31,8 @@ def summary_lines(ending: Ending, watch: Watch) -> Iterator[str]:
     if outcome.final or outcome.best:
         yield f"     final  {value_line(outcome.final)}"
         yield f"     best   {value_line(outcome.best)}"
+    if waiting := waiting_line(data_wait(watch.standing)):
+        yield f"     data   {waiting}"
     yield from _sample(run_dir, watch.sample)
     yield from _places(outcome, watch)
 

@@ -6,9 +6,7 @@ the spec is read here, so that a mistake in it is told before anything is create
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,28 +15,24 @@ import click
 
 from trn.doors.beginning import fork_options, read_beginning
 from trn.doors.completion import complete_file, complete_run
+from trn.doors.data import program_of
 from trn.doors.flags import WithKnobs, given_knobs, knob_options
-from trn.doors.foreground import Watch, run_in_foreground
 from trn.doors.listing import json_option, runs_dir_option
-from trn.doors.progress import display_for
-from trn.doors.summary import summary_lines
+from trn.doors.processes import Asked, process_options, read_processes
+from trn.doors.staying import Start, module, stay_with
 from trn.doors.targets import check_run_id, find, runs_folder
 from trn.errors import SpecError, UsageError
-from trn.jobs import open_store, record_lost
-from trn.jobs.ending import Ending
-from trn.launch import InlineLauncher, Launcher, LocalLauncher, become
-from trn.records import JobRow, canonical_json, new_job_id, new_run_id, pretty_json, utc_now
+from trn.launch import become
+from trn.records import JsonError, canonical_json, new_run_id, pretty_json, read_json
 
 __all__ = ["data_command", "resume_command", "run_command", "schema_command", "verify_command"]
 
-_LAUNCHERS: dict[str, type[Launcher]] = {"local": LocalLauncher, "inline": InlineLauncher}
-
 _launcher_option = click.option(
     "--launcher",
-    type=click.Choice(list(_LAUNCHERS)),
+    type=click.Choice(["local", "inline"]),
     default="local",
     show_default=True,
-    help="A process of its own, or, for a debugger, this very process.",
+    help="Processes of their own, or, for a debugger, this very process.",
 )
 
 
@@ -46,7 +40,8 @@ _allow_change_option = click.option(
     "--allow-change",
     multiple=True,
     metavar="NAME",
-    help="On resume, go on in spite of a change of max_steps, lr, threads, versions, code, gates or guard; repeatable.",
+    help="On resume, go on in spite of a change of max_steps, lr, threads, ranks, versions, code, gates or guard; "
+    "repeatable.",
 )
 
 _checkpoint_option = click.option(
@@ -78,6 +73,7 @@ _checkpoint_option = click.option(
 @click.option("--dry-run", is_flag=True, help="Print the plan and what it will take, and write nothing.")
 @knob_options
 @_allow_change_option
+@process_options
 @_launcher_option
 @json_option
 def run_command(
@@ -101,6 +97,7 @@ def run_command(
     The exit status says how it ended; everything the run did lies in one folder, which is named at the end. Ctrl-C
     ends the run after the step, with a checkpoint; a second Ctrl-C ends it at once.
     """
+    asked = Asked.of(given)
     if resume + auto_resume + dry_run > 1:
         raise UsageError("--resume, --auto-resume and --dry-run exclude each other.", where="command line")
     if dry_run and (checkpoint or resume_from):
@@ -125,16 +122,18 @@ def run_command(
             where="--auto-resume" if auto_resume else "--resume",
             hint="Give --run-id, or run_id in the spec.",
         )
-    row = _new_job(folder, run_id, config)
-    options = [("--config", row.config_path), ("--run-id", row.run_id), ("--runs-dir", str(folder))]
+    plan = _plan_of(folder / run_id) if begin.resume or auto_resume else {}
+    processes = read_processes(
+        asked, ddp=spec.ddp, device=spec.device, before=_size_of(plan), launcher=launcher, environ=os.environ
+    )
+    options = [("--config", os.path.abspath(config)), ("--run-id", run_id), ("--runs-dir", str(folder))]
     options += [("--set", one) for one in sets] + ([("--profile", profile)] if profile else [])
     options += [("--flag", canonical_json([knob.name, knob.key, knob.value]).decode()) for knob in knobs]
     options += [("--allow-change", name) for name in allow_change] + begin.options
     flags = [name for name, on in (("--resume", begin.resume), ("--auto-resume", auto_resume)) if on]
-    argv = [*_runner(row), *(part for option in options for part in option), *flags]
-    if dry_run:
-        become([*argv, "--dry-run"])
-    return _stay_with(row, folder, argv, launcher, as_json)
+    arguments = [*(part for option in options for part in option), *flags]
+    start = Start(folder, run_id, arguments, processes, config, spec.limits.grace_seconds, allow_change)
+    return start.foretell() if dry_run else stay_with(start, launcher, as_json)
 
 
 @click.command(name="resume")
@@ -143,6 +142,7 @@ def run_command(
 @click.option("--run-id", metavar="NEW", help="Fork: leave the run as it is, and go on in a new one of this name.")
 @runs_dir_option
 @_allow_change_option
+@process_options
 @_launcher_option
 @json_option
 def resume_command(
@@ -153,6 +153,7 @@ def resume_command(
     allow_change: tuple[str, ...],
     launcher: str,
     as_json: bool,
+    **given: Any,
 ) -> int:
     """Continue a run that was stopped, by its own plan, from its newest good checkpoint.
 
@@ -165,15 +166,40 @@ def resume_command(
         raise UsageError(
             f"the job {run!r} was refused and left no run.", where=str(target.run_dir), hint="Start it with `trn run`."
         )
+    plan = _plan_of(target.run_dir)
+    processes = read_processes(
+        Asked.of(given),
+        ddp=plan.get("ddp") is True,
+        device=str(plan.get("device")),
+        before=_size_of(plan),
+        launcher=launcher,
+        environ=os.environ,
+    )
     options = [part for name in allow_change for part in ("--allow-change", name)]
     options += [] if checkpoint is None else ["--checkpoint", checkpoint]
+    folder, own_id = target.runs_dir, target.run_id
     if run_id is None:
-        row = _new_job(target.runs_dir, target.run_id, "")
-        return _stay_with(row, target.runs_dir, [*_runner(row), "--run-dir", row.run_dir, *options], launcher, as_json)
-    folder = target.runs_dir if runs_dir is None else runs_folder(runs_dir)
-    options += fork_options(target, check_run_id(run_id), folder)
-    row = _new_job(folder, run_id, "")
-    return _stay_with(row, folder, [*_runner(row), *options], launcher, as_json)
+        options = ["--run-dir", str(target.run_dir), *options]
+    else:
+        folder, own_id = target.runs_dir if runs_dir is None else runs_folder(runs_dir), check_run_id(run_id)
+        options += fork_options(target, run_id, folder)
+    grace_s = plan.get("grace_s")
+    start = Start(folder, own_id, options, processes, "", grace_s if isinstance(grace_s, float) else 30.0, allow_change)
+    return stay_with(start, launcher, as_json)
+
+
+def _plan_of(run_dir: Path) -> dict[str, Any]:
+    """What the run's plan says, as far as it can be read; the runner refuses one that is damaged."""
+    try:
+        return read_json(run_dir / "reports" / "resolved_config.json")
+    except (JsonError, OSError):
+        return {}
+
+
+def _size_of(plan: dict[str, Any]) -> int | None:
+    """How many processes the plan is for."""
+    size = plan.get("world_size")
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _without_secrets(error: SpecError) -> SpecError:
@@ -182,57 +208,6 @@ def _without_secrets(error: SpecError) -> SpecError:
 
     words = process_redactor().words
     return SpecError([replace(one, path=words(one.path), message=words(one.message)) for one in error.problems])
-
-
-def _new_job(runs_dir: Path, run_id: str, config: str) -> JobRow:
-    return JobRow(
-        job_id=new_job_id(),
-        run_id=run_id,
-        run_dir=str(runs_dir / run_id),
-        state="submitted",
-        config_path=os.path.abspath(config) if config else "",
-        submitted_at=utc_now(),
-    )
-
-
-def _runner(row: JobRow) -> list[str]:
-    return [*_module("trn.runner"), "--job-id", row.job_id]
-
-
-def _module(name: str) -> list[str]:
-    # -u: what the trainer prints is seen when it is printed, and is not lost with a process that is killed
-    # -P: a file in the current folder must not stand in for a module of the same name
-    return [sys.executable, "-u", "-P", "-m", name]
-
-
-def _stay_with(row: JobRow, runs_dir: Path, argv: list[str], launcher: str, as_json: bool) -> int:
-    if launcher == "local":
-        argv = [*argv, "--door-pid", str(os.getpid())]
-    display = display_for(sys.stderr)
-    with open_store(runs_dir) as store:
-        record_lost(store)
-        watch = Watch(store, row, display)
-        watch.say(f"trn: run {row.run_id} in {row.run_dir}")
-        ending = run_in_foreground(watch, _LAUNCHERS[launcher](), argv)
-    for line in summary_lines(ending, watch):
-        watch.say(line)
-    if as_json:
-        # the run's status is the answer, also to a script that has stopped reading
-        with contextlib.suppress(OSError):
-            click.echo(pretty_json(_document(ending, row)), nl=False)
-    return ending.exit_code
-
-
-def _document(ending: Ending, row: JobRow) -> dict[str, Any]:
-    return {
-        "run_id": row.run_id,
-        "job_id": row.job_id,
-        "run_dir": row.run_dir,
-        "state": ending.state,
-        "exit_code": ending.exit_code,
-        "reason": ending.reason,
-        "outcome": ending.outcome.to_json() if ending.outcome else None,
-    }
 
 
 # verbs that are another program's
@@ -245,16 +220,16 @@ def _document(ending: Ending, row: JobRow) -> dict[str, Any]:
 def verify_command(run: str, runs_dir: str | None, as_json: bool) -> None:
     """Check that a run's folder is what its records say: every hash, every schema, the outcome against all."""
     target = find(run, runs_folder(runs_dir))
-    become([*_module("trn.verify"), str(target.run_dir), *(["--json"] if as_json else [])])
+    become([*module("trn.verify"), str(target.run_dir), *(["--json"] if as_json else [])])
 
 
 @click.command(
     name="data", context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
 )
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="text|index ...")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="inspect|validate|cache|index|text|pack ...")
 def data_command(arguments: tuple[str, ...]) -> None:
-    """Make and index data sets: `trn data text --help`, `trn data index --help`."""
-    become([*_module("trn.feed"), *(arguments or ("--help",))])
+    """Look at data sets and make them: inspect, validate, cache, index, text, pack; each takes `--help`."""
+    become([*module(program_of(arguments)), *(arguments or ("--help",))])
 
 
 @click.command(name="schema")

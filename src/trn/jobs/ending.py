@@ -7,7 +7,8 @@ that the folder tells one ending, in both places, whenever somebody was there to
     there          there            nothing to do
     there          missing          the event is written from the outcome
     missing        there            the outcome is written from the event
-    missing        missing          `crashed` (71), `cancelled` (92) where a SIGINT did it, or `io_error` (74)
+    missing        missing          `crashed` (71), `cancelled` (92) where a SIGINT did it, or `io_error` (74);
+                                    of several ranks, what the first that failed says, or `rank_lost` (87) if killed
 
 A door can be late: stopped with Ctrl-Z while another job took the run up, and perhaps completed it. outcome.json is
 then of that job and is not touched: the late ending goes to reports/outcomes/<job_id>.json, and its event to the end
@@ -51,6 +52,8 @@ Json = dict[str, Any]
 _EXITS = frozenset(status.exit for status in STATUS.values())
 _SPOKEN = {exit_code(word): word for word in ("io_error", "preempted", "cancelled")}
 """Exit statuses that only the runner itself gives, also where it could not write an outcome."""
+_FALLEN = {exit_code(word): word for word in ("rank_lost", "hang", "crashed")}
+"""Exit statuses that are never a refusal: a rank gives them when another one is gone."""
 _LOCK_WAIT_S = 5.0
 _FREQUENT = (b'{"event":"metric"', b'{"event":"heartbeat"')
 
@@ -59,7 +62,8 @@ _FREQUENT = (b'{"event":"metric"', b'{"event":"heartbeat"')
 class Ending:
     """How a job ended: the state for its row, the exit status of its door, and the outcome if the run has one.
 
-    `problem` says why the folder could not be completed, "" when it was.
+    `problem` says why the folder could not be completed, "" when it was. `is_lost`: it was no decision of the run, and
+    a new job can go on from the last checkpoint.
     """
 
     state: str
@@ -67,22 +71,34 @@ class Ending:
     reason: str
     outcome: Outcome | None = None
     problem: str = ""
+    is_lost: bool = False
 
 
-def settle(row: JobRow, returncode: int, forwarded: Collection[int] = ()) -> Ending:
+def settle(
+    row: JobRow, returncode: int, forwarded: Collection[int] = (), failure: tuple[int, str] | None = None
+) -> Ending:
     """The ending of a job whose runner exited with `returncode` (negative: killed by that signal).
 
-    `forwarded` are the signals that the door passed on. Writes what is missing in the run's folder, see above; where
-    another job holds the run by now, nothing is written.
+    `forwarded` are the signals that the door passed on; `failure` the exit status and the reason of the first rank
+    that failed, which then count in the place of the launcher's. Writes what is missing in the run's folder, see above;
+    where another job holds the run by now, nothing is written.
     """
+    if failure is not None:
+        returncode = failure[0]
+    crash = _crash(returncode, forwarded, "" if failure is None else failure[1])
+    ending = _settle(row, returncode, forwarded, crash)
+    was_killed = returncode < 0 and ending.state == "crashed"
+    return replace(ending, is_lost=was_killed or ending.state in ("rank_lost", "hang"))
+
+
+def _settle(row: JobRow, returncode: int, forwarded: Collection[int], crash: Json) -> Ending:
     run_dir = Path(row.run_dir)
     outcome = outcome_of(run_dir, row.job_id)
     if outcome is not None and _is_ending(_last_event(run_dir), row.job_id):
         return _ending(outcome)
     journal = _read_journal(run_dir)
     if outcome is None and not _has_begun(run_dir, row.job_id, journal, returncode):
-        return _not_begun(run_dir, returncode, forwarded)
-    crash = _crash(returncode, forwarded)
+        return _not_begun(run_dir, returncode, forwarded, crash)
     seen = _look(row, len(journal))
     if seen.is_whole:
         return _ending(seen.outcome_or(crash))
@@ -96,7 +112,7 @@ def settle(row: JobRow, returncode: int, forwarded: Collection[int] = ()) -> End
         # whatever was read before may be old: another job can have come and gone
         seen = _look(row, len(journal))
         if seen.later and not seen.has_traces:
-            return _not_begun(run_dir, returncode, forwarded)
+            return _not_begun(run_dir, returncode, forwarded, crash)
         return _complete(seen, crash)
     finally:
         lock.release()
@@ -194,7 +210,9 @@ def _has_begun(run_dir: Path, job_id: str, journal: list[Json], returncode: int)
     """Whether the run has anything of this job: an event, or a fresh folder that it died over."""
     if any(event.get("job_id") == job_id for event in journal):
         return True
-    return returncode not in _EXITS and _last_holder(run_dir) == job_id and outcome_of(run_dir, "") is None
+    return (
+        returncode not in _EXITS - set(_FALLEN) and _last_holder(run_dir) == job_id and outcome_of(run_dir, "") is None
+    )
 
 
 def _last_holder(run_dir: Path) -> str:
@@ -209,7 +227,7 @@ def _last_holder(run_dir: Path) -> str:
 # What follows from it
 
 
-def _not_begun(run_dir: Path, returncode: int, forwarded: Collection[int]) -> Ending:
+def _not_begun(run_dir: Path, returncode: int, forwarded: Collection[int], crash: Json) -> Ending:
     """The runner left before the run's folder had anything of this job."""
     before = outcome_of(run_dir, "")
     if before is not None and before.exit_code == returncode and not before.resumable:
@@ -217,18 +235,22 @@ def _not_begun(run_dir: Path, returncode: int, forwarded: Collection[int]) -> En
     if returncode in _SPOKEN or (forwarded and returncode not in _EXITS):
         state = _SPOKEN.get(returncode) or ("cancelled" if signal.SIGINT in forwarded else "preempted")
         return Ending(state, exit_code(state), "nothing was begun")
-    if returncode in _EXITS and returncode != 0:
+    if returncode in _EXITS - set(_FALLEN) and returncode != 0:
         return Ending("rejected", returncode, "refused")
-    crash = _crash(returncode, forwarded)
     return Ending(crash["outcome"], crash["exit_code"], crash["reason"])
 
 
-def _crash(returncode: int, forwarded: Collection[int]) -> Json:
-    """The ending event of a runner that wrote neither event nor outcome."""
+def _crash(returncode: int, forwarded: Collection[int], said: str) -> Json:
+    """The ending event of a runner that wrote neither event nor outcome; `said` is of the rank that failed first."""
     how = f"was killed by {_signal_name(-returncode)}" if returncode < 0 else f"exited with {returncode}"
     by_user = signal.SIGINT in forwarded and returncode == -signal.SIGINT
-    status = "cancelled" if by_user else _SPOKEN.get(returncode, "crashed")
-    return {"outcome": status, "exit_code": exit_code(status), "reason": f"the runner {how} without an outcome"}
+    status = "rank_lost" if said and returncode < 0 else (_SPOKEN | _FALLEN).get(returncode, "crashed")
+    status = "cancelled" if by_user else status
+    return {
+        "outcome": status,
+        "exit_code": exit_code(status),
+        "reason": said or f"the runner {how} without an outcome",
+    }
 
 
 def _signal_name(number: int) -> str:

@@ -1,17 +1,20 @@
 """Ways to start a child program and to stay in touch with it: one tiny interface, one file per way.
 
 Here: processes. Not here: what the child is (doors give the whole argv), what became of a job (jobs), which devices
-it may use (devices). A launcher sets no variable of the environment and hands over no secret: the child inherits.
+it may use (devices). A launcher hands over no secret: the child inherits this process's variables.
 
     argv ──start──> Handle ──poll, wait──> exit status, negative for a signal
                            <──signal──    passed on to the child alone, never to its group
+                           ──failure──>   of several: which failed first, and why
 
-    local    a process in a session of its own, its output in a file
-    inline   in this very process, for a debugger
+    local      a process in a session of its own, its output in a file
+    torchrun   several processes on this machine, and perhaps more on others
+    inline     in this very process, for a debugger
 """
 
 from trn.launch.inline import InlineLauncher
 from trn.launch.launcher import Handle, Launcher
 from trn.launch.local import LocalLauncher, become
+from trn.launch.torchrun import Layout, TorchrunLauncher
 
-__all__ = ["Handle", "InlineLauncher", "Launcher", "LocalLauncher", "become"]
+__all__ = ["Handle", "InlineLauncher", "Launcher", "Layout", "LocalLauncher", "TorchrunLauncher", "become"]

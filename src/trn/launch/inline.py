@@ -56,3 +56,7 @@ class _Ended(Handle):
 
     def signal(self, number: int) -> None:
         """Nothing: the program had this process's signals to itself."""
+
+    def failure(self) -> tuple[int, str] | None:
+        """Nothing: the exit status is the program's own."""
+        return None

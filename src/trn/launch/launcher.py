@@ -24,7 +24,17 @@ class Handle(ABC):
 
     @abstractmethod
     def signal(self, number: int) -> None:
-        """Send a signal to the child alone; nothing happens once it has ended. Safe in a signal handler."""
+        """Send a signal to the child alone, or to those it stands for; nothing happens once it has ended.
+
+        Safe in a signal handler.
+        """
+
+    @abstractmethod
+    def failure(self) -> tuple[int, str] | None:
+        """Of a child that stands for several, once it has ended: how the one ended that failed first, and why.
+
+        The exit status is negative for a signal. None where none failed, or the child stands for itself alone.
+        """
 
 
 class Launcher(ABC):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +26,13 @@ _CHILD_DEFAULTS = {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
 
 
 class LocalLauncher(Launcher):
-    """Starts children with `subprocess`: nothing on their standard input, both outputs appended to the log."""
+    """Starts children with `subprocess`: nothing on their standard input, both outputs appended to the log.
+
+    They inherit this process's variables, with those of `environ` in addition.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        self._environ = dict(environ or {})
 
     def start(self, argv: Sequence[str], *, log: Path) -> Handle:
         make_folder(log.parent)
@@ -41,7 +47,7 @@ class LocalLauncher(Launcher):
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=_CHILD_DEFAULTS | os.environ,
+                env=_CHILD_DEFAULTS | os.environ | self._environ,
             )
             return _LocalHandle(process)
         finally:
@@ -65,12 +71,19 @@ class _LocalHandle(Handle):
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
+    def failure(self) -> tuple[int, str] | None:
+        """Nothing: the exit status is the program's own."""
+        return None
 
-def become(argv: Sequence[str]) -> NoReturn:
+
+def become(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> NoReturn:
     """Replace this process by `argv`: same terminal, same signals, its exit status is ours. Never returns.
 
-    For verbs that are nothing but another program's; what was written to the standard streams is flushed first.
+    For verbs that are nothing but another program's; what was written to the standard streams is flushed first. With
+    an `environ` it gets the variables that `LocalLauncher(environ)` gives a child.
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    if environ is not None:
+        os.environ.update(_CHILD_DEFAULTS | os.environ | dict(environ))
     os.execv(argv[0], list(argv))
