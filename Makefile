@@ -36,6 +36,7 @@ bench: setup ## what we claim about speed, a quarter of an hour; BENCH=--quick: 
 	$(BIN)/python benchmarks/lm_loop.py $(BENCH)
 	$(BIN)/python benchmarks/checkpoint.py $(BENCH)
 	$(BIN)/python benchmarks/startup.py $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/feed.py $(BENCH)
 
 docs: setup ## write what of the docs follows from the code; a test says when it is due
 	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py

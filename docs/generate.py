@@ -23,7 +23,6 @@ from typing import Any
 from trn.doors.flags import KNOBS
 from trn.errors import STATUS, PlanRefused
 from trn.plan.planner import _refuse_unbuilt  # the one place that knows; a list of our own would go stale
-from trn.ranks import World
 from trn.records import ending_of
 from trn.spec import Spec, spec_schema
 from trn.spec.nodes import MAX_ALIASES, MAX_DEPTH, MAX_NODES
@@ -223,7 +222,7 @@ def _values(one: Schema) -> Iterator[Any]:
 
 def _is_refused(names: list[str], value: object) -> bool:
     try:
-        _refuse_unbuilt(_changed(_SMALLEST, names, value), World())
+        _refuse_unbuilt(_changed(_SMALLEST, names, value))
     except PlanRefused as refused:
         return refused.where == ".".join(names)
     return False

@@ -52,3 +52,19 @@ def test_without_a_whole_line_there_is_no_last_one(tmp_path: Path) -> None:
     for content in (b"", b"torn"):
         path.write_bytes(content)
         assert files.last_line(path) is None
+
+
+def test_the_last_lines_are_whole_and_cost_the_same_however_long_the_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert files.last_lines(path, 3) == []
+    path.write_bytes(b"torn")
+    assert files.last_lines(path, 3) == []
+    path.write_bytes(b"one\ntwo\nthree\ntorn")
+    assert files.last_lines(path, 2) == [b"two\n", b"three\n"]
+    assert files.last_lines(path, 9) == [b"one\n", b"two\n", b"three\n"]
+    with open(path, "wb") as stream:
+        stream.truncate(1 << 40)  # a hole: reading it through would take minutes
+        stream.seek(0, 2)
+        stream.write(b"\nfour\nfive\n")
+    assert files.last_lines(path, 2) == [b"four\n", b"five\n"]
+    assert files.last_lines(path, 9) == [b"four\n", b"five\n"]

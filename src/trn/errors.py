@@ -13,6 +13,8 @@
     ├── StorageError          a file cannot be written or read: disk full, I/O error
     ├── VerificationFailed    a run's folder is not what its records say
     ├── DeviceError           a device is unknown or busy
+    ├── RankLost              a process of the run is gone
+    ├── PeerFailed            another process of the run failed first
     └── Stopped               asked to stop: by a signal, a user or a vanished door
 
 Everything a user can meet ends in one of these. `STATUS` below is the only place that maps a code (which is also
@@ -33,8 +35,10 @@ __all__ = [
     "DeviceError",
     "NoGoodCheckpoint",
     "NumericalInstability",
+    "PeerFailed",
     "PlanRefused",
     "Problem",
+    "RankLost",
     "ResumeRefused",
     "SpecError",
     "Status",
@@ -232,6 +236,32 @@ class VerificationFailed(TrnError):
 
     code = "verification_failed"
     kind = "verify"
+
+
+class RankLost(TrnError):
+    """A process of the run is gone, or gives no sign of life."""
+
+    code = "rank_lost"
+    kind = "ranks"
+
+
+class PeerFailed(TrnError):
+    """Another rank of the run failed first, and said why; `outcome` is its word of the outcome table."""
+
+    code = "rank_lost"
+    kind = "ranks"
+
+    def __init__(self, rank: int, outcome: str, reason: str) -> None:
+        super().__init__(f"rank {rank}: {reason}")
+        self.rank = rank
+        self.outcome = outcome
+
+    @property
+    def exit_status(self) -> int:
+        return STATUS[self.outcome].exit
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class DeviceError(TrnError):

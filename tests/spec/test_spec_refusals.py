@@ -80,7 +80,7 @@ MISTAKES = [
     ("guard: {lr_decay: 0}", "guard.lr_decay", "expected more than 0, found 0"),
     ("guard: {max_skips: 0}", "guard.max_skips", "expected at least 1, found 0"),
     ("export: {opset: 17}", "export.opset", "expected at least 18, found 17"),
-    ("limits: {grace_seconds: -1}", "limits.grace_seconds", "expected at least 0, found -1"),
+    ("limits: {grace_seconds: 1}", "limits.grace_seconds", "expected at least 2, found 1"),
     ("validation: {manifest: ''}", "validation.manifest", "expected text, found ''"),
     ("validation: {manifest: '  '}", "validation.manifest", "expected a path"),
     ('validation: {manifest: "a\\0b"}', "validation.manifest", "expected a path, found"),

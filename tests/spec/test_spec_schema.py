@@ -44,7 +44,7 @@ def test_a_minimal_spec_has_the_documented_defaults() -> None:
     assert (spec.checkpoint.keep, spec.checkpoint.best.metric, spec.checkpoint.best.mode) == (3, "val_loss", "min")
     assert (spec.gates.patience, spec.gates.min_epochs, spec.gates.telemetry) == (None, 3, "warn")
     assert (spec.guard.policy, spec.guard.max_skips, spec.guard.lr_decay) == ("stop", 3, 0.5)
-    assert (spec.limits.max_runtime_seconds, spec.limits.grace_seconds) == (0, 30)
+    assert (spec.limits.max_runtime_seconds, spec.limits.grace_seconds) == (0, 20)
     assert (spec.threads, spec.deterministic, spec.export.onnx) == (0, True, False)
 
 
@@ -118,7 +118,7 @@ def test_good_values_are_taken(key: str, value: object, read: object) -> None:
         ("gates", {"regime": "from_scratch", "target_val_loss": 2, "patience": 0, "divergence_factor": 1.5}),
         ("guard", {"policy": "skip", "max_skips": 1, "lr_decay": 1}),
         ("export", {"onnx": True, "opset": 20, "parity_policy": "warn", "atol": 0}),
-        ("limits", {"max_runtime_seconds": 1.5, "grace_seconds": 0, "hang_seconds": 60}),
+        ("limits", {"max_runtime_seconds": 1.5, "grace_seconds": 2, "hang_seconds": 60}),
         ("validation", {"parquet_paths": ["s3://bucket/v.parquet"], "every_steps": 3, "every_epochs": 0}),
         ("optimizer", {"name": "sgd", "momentum": 0.9, "nesterov": True, "accumulate": 8, "fused": False}),
         ("optimizer", {"betas": [0, 0.95]}),

@@ -38,6 +38,7 @@ def plan_of(run_dir: Path, *, max_steps: int = 10, **changes: Any) -> Plan:
             columns=["x"],
             batch_size=4,
             readahead=0,
+            workers=0,
             shuffle=False,
             window=1,
             remainder="carry",

@@ -4,7 +4,9 @@
 
 WHAT: complete | die (SIGKILL itself) | exit=N | refuse | early-die (publish, then die before the first event) |
 silent-die (die without a folder) | wait (for a signal, or for its door to vanish) | wait-twice (for two signals) |
-lock (hold the run and wait)
+lock (hold the run and wait) | die-once (the first job dies, the next completes)
+
+As a rank other than 0 (RANK) it waits for the outcome, and ends with its status.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, meta_name
 from trn.files import AppendLog, Lock, make_folder, publish_folder, write_atomic
+from trn.jobs import outcome_of
 from trn.journal import EventLog
 from trn.records import Outcome, ending_of, json_line, pretty_json, utc_now
 
@@ -29,8 +32,9 @@ def argv(*arguments: str) -> list[str]:
     return [sys.executable, "-u", str(SCRIPT), "--job-id", "{job}", "--run-dir", "{run_dir}", *arguments]
 
 
-def metrics_line(step: int, loss: float) -> bytes:
-    line = {"step": step, "epoch": 0, "train_loss": loss, "grad_norm": 1.0, "lr": 1e-3}
+def metrics_line(step: int, loss: float, wait_ms: float = 0.0) -> bytes:
+    """A step of 20 ms, of which it waited `wait_ms` for its data."""
+    line = {"step": step, "epoch": 0, "train_loss": loss, "grad_norm": 1.0, "lr": 1e-3, "data_wait_ms": wait_ms}
     return json_line({**line, "tokens_per_sec": 1000.0, "samples_per_sec": None, "wall_ms": 20.0, "tokens_seen": step})
 
 
@@ -82,10 +86,10 @@ class Job:
         self.step = from_step
         self.events.emit("started", step=from_step, max_steps=from_step + steps)
 
-    def train(self, steps: int) -> None:
+    def train(self, steps: int, wait_ms: float = 0.0) -> None:
         for _ in range(steps):
             self.step += 1
-            self.metrics.append(metrics_line(self.step, 5.0 / self.step))
+            self.metrics.append(metrics_line(self.step, 5.0 / self.step, wait_ms))
             print(f"the trainer prints step {self.step}")
         self.events.emit("evaluated", step=self.step, metrics={"val_loss": 2.5})
         self.events.emit("checkpoint", step=self.step, file=self.commit(), sha256="a" * 64, size_bytes=7)
@@ -133,14 +137,30 @@ def wait_for_signals(job: Job, received: list[int], door_pid: int, count: int) -
     return job.end("cancelled" if signal.SIGINT in received else "preempted", names or "the door is gone")
 
 
+def follow(run_dir: Path, job_id: str) -> int:
+    """Wait for the outcome, or until the parent is gone."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        if (outcome := outcome_of(run_dir, job_id)) is not None:
+            return outcome.exit_code
+        time.sleep(0.01)
+    return 75
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--job-id", required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--from-step", type=int, default=0)
+    parser.add_argument("--wait-ms", type=float, default=0.0)
     parser.add_argument("--then", required=True)
+    parser.add_argument("--door-pid")
     args = parser.parse_args()
+    if os.environ.get("RANK", "0") != "0":
+        return follow(args.run_dir, args.job_id)
+    if args.then == "die-once":
+        args.then = "complete" if args.run_dir.exists() else "die"
     received: list[int] = []
 
     def receive(number: int, frame: object) -> None:
@@ -160,7 +180,7 @@ def main() -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     job = Job(args.run_dir, args.job_id)
     job.begin(args.steps, args.from_step)
-    job.train(args.steps)
+    job.train(args.steps, args.wait_ms)
     status = 0
     if args.then == "complete":
         status = job.end("completed")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 
     from trn.loop.loop import Parts
     from trn.loop.progress import Progress
-    from trn.loop.stop import StopRequest
 
 __all__ = [
     "call_hook",
     "checkpoint",
+    "derived_seed",
     "epoch_metadata",
     "epoch_of",
     "every",
@@ -162,7 +163,7 @@ def checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
             metrics=deterministic_part(last_line),
             journal={log.path.name: log.position for log in (parts.metrics, parts.val_metrics)},
             progress=progress.to_json(),
-            rng=[streams],
+            rng=parts.agreement.gather(streams),
             best_step=progress.best_step,
             epoch_metadata=epoch_metadata(parts, progress) if is_artifact_due(parts.plan, progress) else None,
         ),
@@ -180,30 +181,44 @@ class _Interrupted(Exception):
 
 
 class _UntilStopped:
-    """Validation batches until a stop is requested; `interrupted` says so, whatever the hook makes of the exception."""
+    """This rank's rows of the validation batches, until a stop is requested.
 
-    def __init__(self, batches: Iterable[pa.RecordBatch], stop: StopRequest) -> None:
-        self._batches, self._stop = batches, stop
+    `interrupted` says so, whatever the hook makes of the exception. A batch of which this rank has no row is not given.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        assert parts.validation is not None, "an evaluation is due only where the plan has validation data"
+        self._batches = iter(parts.validation())
+        self._parts = parts
         self.interrupted = False
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for batch in self._batches:
-            if self._stop.requested():
+            if self._parts.agreement.stop_requested():
                 self.interrupted = True
                 raise _Interrupted
-            yield batch
+            self._parts.watchdog.step_ended()
+            if batch.num_rows:
+                yield batch
+
+    def pass_over_rest(self) -> None:
+        """Where a hook did not want them all: the other ranks go through them too."""
+        if self._parts.ctx.world_size > 1 and not self.interrupted:
+            with contextlib.suppress(_Interrupted):
+                for _ in self:
+                    pass
 
 
 def _evaluate(parts: Parts, progress: Progress) -> dict[str, float] | None:
     """What the trainer's evaluation gives; None where a stop came before its end. Raises NumericalInstability."""
     step, plan = progress.step, parts.plan
-    assert parts.validation is not None, "an evaluation is due only where the plan has validation data"
     began_s = time.perf_counter()
-    batches = _UntilStopped(parts.validation(), parts.stop)
+    batches = _UntilStopped(parts)
     evaluate: Any = parts.trainer.evaluate  # type: ignore[attr-defined]  # the plan refuses validation without it
     try:
         with rng.isolated(derived_seed(plan.seed, "evaluate", step)):
             given = call_hook(parts, "evaluate", lambda: evaluate(batches, parts.state, parts.ctx))
+        batches.pass_over_rest()
     except TrainerError:
         if not batches.interrupted:
             raise
@@ -215,6 +230,7 @@ def _evaluate(parts: Parts, progress: Progress) -> dict[str, float] | None:
             f"expected metrics by name, found {type(given).__name__}.", where=f"evaluate after step {step}"
         )
     metrics = finite_metrics(step, given)
+    parts.agreement.require_same(f"evaluate after step {step}", metrics)
     progress.tally = progress.tally.with_wall(time.perf_counter() - began_s)
     return metrics
 
@@ -260,7 +276,7 @@ def _better(value: float, best: float, mode: str) -> bool:
 
 def _sample(parts: Parts, step: int) -> None:
     sample: Any = getattr(parts.trainer, "sample", None)
-    if sample is None:
+    if sample is None or parts.ctx.rank:
         return
     with rng.isolated(derived_seed(parts.plan.seed, "sample", step)):
         given = call_hook(parts, "sample", lambda: sample(parts.state, parts.ctx))

@@ -12,9 +12,11 @@ from trn.checkpoint import rng
 from trn.checkpoint.meta import checkpoint_name
 from trn.checkpoint.saver import Saver
 from trn.errors import DataExhausted, NumericalInstability, Stopped, TrainerError
-from trn.feed import Feed, RawBatch
+from trn.feed import RawBatch
 from trn.gates import EpochTally, Verdict, after_step, standing_verdict
 from trn.journal import EventLog, MetricsLog
+from trn.loop.agreement import Agreement
+from trn.loop.batches import Batches
 from trn.loop.cadences import (
     call_hook,
     checkpoint,
@@ -38,6 +40,7 @@ from trn.loop.verdicts import (
     rules_of,
     verdict_at_end,
 )
+from trn.ranks.watchdog import Watchdog
 from trn.records import Json, deterministic_part
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Control, StepResult, Trainer
@@ -56,13 +59,15 @@ class Parts:
     trainer: Trainer
     state: Any
     ctx: Context
-    feed: Feed
+    feed: Batches
     validation: Callable[[], Iterable[pa.RecordBatch]] | None
     metrics: MetricsLog
     val_metrics: MetricsLog
     events: EventLog
     saver: Saver
     stop: StopRequest
+    agreement: Agreement
+    watchdog: Watchdog
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         settle what a stop left undone at the restored step
         until a gate ends the run, or the budget is used up:
             stop requested? -> checkpoint, end
-            batch  = feed.next()                      none left -> data_exhausted
+            batch  = transform(feed.next())           none left -> data_exhausted
             result = train_step(prepare_batch(batch)) not finite -> the batch is left out, or numerical_instability
             one line to the journal                   the step is made
             evaluate, sample, checkpoint              where due
@@ -89,19 +94,20 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
     trainer and the disk raise; then the last committed checkpoint is what stands.
     """
     plan, ctx, events, rules = parts.plan, parts.ctx, parts.events, rules_of(parts.plan)
-    can_skip = rules.policy == "skip"
+    can_skip, is_alone = rules.policy == "skip", ctx.world_size == 1
     saved = progress.step
     verdict = _take_up(parts, progress) if progress.step else None
     while verdict is None:
         announce(parts.saver, events)
-        if parts.stop.requested() or is_used_up(plan, progress):
+        if parts.agreement.stop_requested() or is_used_up(plan, progress):
             break
 
         began_s = time.perf_counter()
         raw = parts.feed.next()
-        got_s = time.perf_counter()
         step = progress.step + 1
         if raw is None:
+            if is_alone and parts.stop.requested():
+                continue  # it came while the batch was waited for
             budget = f"{progress.step} of {plan.budget.max_steps} steps"
             raise DataExhausted(f"the data ended after {budget}.", where="dataset", hint="Set end: cycle.")
         epoch = epoch_of(plan, step)
@@ -110,18 +116,21 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         ctx._enter_step(step, epoch, raw.row_ids, raw.row_passes, progress.gates.lr_factor)
         streams = rng.held() if can_skip else None
         try:
-            result = make_step(parts, raw)
+            batch = raw.record_batch if parts.feed.is_raw else parts.feed.ready(raw, ctx)
+            got_s = time.perf_counter()
+            result = make_step(parts, batch)
         except NumericalInstability as error:
+            parts.agreement.step_refused(step)
             leave_out(parts, progress, raw, error, streams)
             verdict = settle(parts, progress)
             continue
         metrics = _finite(parts, step, result, raw)
         tokens_seen = progress.tokens_seen if result.tokens is None else (progress.tokens_seen or 0) + result.tokens
-        wall_s = time.perf_counter() - began_s
+        wall_s, waited_s = parts.agreement.step_made(step, metrics, time.perf_counter() - began_s, got_s - began_s)
         line = step_line(
-            *(step, epoch, metrics, result.tokens, len(raw.row_ids)),
+            *(step, epoch, metrics, result.tokens, raw.batch_rows),
             wall_s=wall_s,
-            waited_s=got_s - began_s,
+            waited_s=waited_s,
             tokens_seen=tokens_seen,
         )
         gates, last_line, verdict = after_step(progress.gates, rules, line)
@@ -132,6 +141,7 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         tally = EpochTally() if every(plan.budget.steps_per_epoch, step - 1) else progress.tally
         progress.tally = tally.with_step(last_line["train_loss"], last_line["grad_norm"], wall_s)
         progress.step, progress.cursor, progress.tokens_seen = step, raw.next_cursor.to_json(), tokens_seen
+        parts.watchdog.step_ended()
 
         if every(plan.metric_every, step) and not (result.control and result.control.skip_cadence_emit):
             events.emit("metric", **deterministic_part(last_line))
@@ -144,6 +154,7 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
 
     if verdict is None and is_used_up(plan, progress) and is_settled(plan, progress):
         verdict = verdict_at_end(plan, progress)
+    parts.watchdog.rest()
     return _end(parts, progress, last_line, verdict, is_saved=saved == progress.step)
 
 
@@ -199,15 +210,19 @@ def _finite(parts: Parts, step: int, result: StepResult, raw: RawBatch) -> dict[
     try:
         return finite_metrics(step, result.metrics)
     except NumericalInstability as error:
-        report_refusal(parts.events, error, raw.row_ids.tolist())
+        parts.agreement.step_refused(step)
+        report_refusal(parts.events, error, parts.agreement.row_ids(raw.row_ids.tolist()))
         raise
 
 
-def make_step(parts: Parts, raw: RawBatch) -> StepResult:
-    """The trainer's part of a step. Raises TrainerError for whatever its code raises, or returns that is no result."""
+def make_step(parts: Parts, batch: Any) -> StepResult:
+    """The trainer's part of a step, from rows or from what `transform` made of them.
+
+    Raises TrainerError for whatever its code raises, or returns that is no result.
+    """
     trainer, state, ctx = parts.trainer, parts.state, parts.ctx
     result: Any = call_hook(
-        parts, "train_step", lambda: trainer.train_step(trainer.prepare_batch(raw.record_batch, state, ctx), state, ctx)
+        parts, "train_step", lambda: trainer.train_step(trainer.prepare_batch(batch, state, ctx), state, ctx)
     )
     where = f"step {ctx.step}"
     metrics, control = getattr(result, "metrics", None), getattr(result, "control", None)

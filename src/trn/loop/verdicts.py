@@ -68,7 +68,7 @@ def leave_out(parts: Parts, progress: Progress, raw: RawBatch, error: NumericalI
     Weights, optimizer and random streams are as before the step; only the cursor moves on. Raises the refusal where
     the policy is to stop, or has had its fill.
     """
-    rules, row_ids = rules_of(parts.plan), raw.row_ids.tolist()
+    rules, row_ids = rules_of(parts.plan), parts.agreement.row_ids(raw.row_ids.tolist())
     state, verdict = after_skip(progress.gates, rules)
     if verdict is not None:
         report_refusal(parts.events, error, row_ids)

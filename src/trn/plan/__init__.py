@@ -10,7 +10,7 @@ from trn.plan.data import plan_order
 from trn.plan.device import torch_device
 from trn.plan.measure import make_forecast, warn_of_few_tokens
 from trn.plan.params import make_params
-from trn.plan.planner import make_plan, use_spec_folder
+from trn.plan.planner import make_plan, refuse_unfit_world, use_spec_folder
 from trn.plan.publish import publish_run
 from trn.plan.versions import NOT_LIBRARIES, versions_here
 
@@ -21,6 +21,7 @@ __all__ = [
     "make_plan",
     "plan_order",
     "publish_run",
+    "refuse_unfit_world",
     "torch_device",
     "use_spec_folder",
     "versions_here",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from trn.errors import PlanRefused
-from trn.feed import Dataset, Order, open_dataset, open_manifest
+from trn.feed import Dataset, Fills, Order, open_dataset, open_manifest
 from trn.spec import DatasetSpec, Spec, ValidationSpec
-from trn.spec.plan_model import BudgetPlan, DatasetPlan, Plan, ValidationPlan
-from trn.trainer import Trainer
+from trn.spec.plan_model import BudgetPlan, DatasetPlan, FillPlan, Plan, ValidationPlan
+from trn.trainer import Trainer, has_own_transform
 
 __all__ = ["plan_data", "plan_order", "plan_validation"]
+
+_WHOLE_BYTES = 256 << 20
+"""Of parquet that a window of all row groups may be decoded from; decoded it can be many times that."""
 
 
 def plan_data(spec: Spec, trainer: Trainer) -> tuple[DatasetPlan, BudgetPlan]:
@@ -18,16 +21,19 @@ def plan_data(spec: Spec, trainer: Trainer) -> tuple[DatasetPlan, BudgetPlan]:
     """
     part = spec.dataset
     columns = list(part.columns or getattr(trainer, "columns", ()))
-    data = _open(part, columns)
+    data = _open(part, columns, part.fills)
     # a budget in passes reads that many; a budget in steps may only begin again with `end: cycle`
     passes = spec.epochs if spec.epochs is not None and spec.steps_per_epoch is None else 1
     dataset = DatasetPlan(
         data=data.to_json(),
         columns=columns or list(data.columns),
+        nulls=[FillPlan(column=name, value=value) for name, value in sorted(part.fills.items())],
         batch_size=part.batch_size,
         readahead=part.readahead,
+        workers=_workers(spec, trainer),
         shuffle=part.shuffle,
-        window=part.window,
+        window=_window(part, data),
+        cache=part.cache,
         remainder=part.remainder,
         end=part.end,
         passes=None if part.end == "cycle" else passes,
@@ -43,6 +49,31 @@ def plan_data(spec: Spec, trainer: Trainer) -> tuple[DatasetPlan, BudgetPlan]:
             hint="Set dataset.end: cycle to go through the data again, or lower the budget.",
         )
     return dataset, budget
+
+
+def _window(part: DatasetSpec, data: Dataset) -> int:
+    """Row groups that are shuffled together; for all of them either a cache, or few enough to be held decoded."""
+    if part.window != "all":
+        return part.window
+    size_bytes = sum(file.size_bytes for file in data.files)
+    if part.shuffle and part.cache is None and size_bytes > _WHOLE_BYTES:
+        raise PlanRefused(
+            f"all would hold the whole data set decoded in memory: {size_bytes:,} bytes as parquet,"
+            f" without a cache at most {_WHOLE_BYTES:,}.",
+            where="dataset.window",
+            hint="Set dataset.cache: FOLDER to shuffle from a mapped copy, or a window of so many row groups.",
+        )
+    return len(data.blocks)
+
+
+def _workers(spec: Spec, trainer: Trainer) -> int:
+    if spec.dataset.workers and not has_own_transform(trainer):
+        raise PlanRefused(
+            f"trainer {spec.trainer!r} has no `transform` of its own: there is nothing that a worker could do.",
+            where="dataset.workers",
+            hint="Move the heavy work of `prepare_batch` into a `transform(raw_batch, ctx)`, or remove the key.",
+        )
+    return spec.dataset.workers
 
 
 def plan_order(plan: Plan) -> Order:
@@ -94,7 +125,7 @@ def plan_validation(spec: Spec, trainer: Trainer, training: DatasetPlan) -> Vali
         raise PlanRefused(
             f"trainer {spec.trainer!r} has no `evaluate`.", where="validation", hint="Add the hook, or remove the key."
         )
-    data = _open(part, training.columns)
+    data = _open(part, training.columns, training.fills)
     return ValidationPlan(
         data=data.to_json(),
         columns=training.columns,
@@ -105,8 +136,8 @@ def plan_validation(spec: Spec, trainer: Trainer, training: DatasetPlan) -> Vali
     )
 
 
-def _open(part: DatasetSpec | ValidationSpec, columns: list[str]) -> Dataset:
+def _open(part: DatasetSpec | ValidationSpec, columns: list[str], fills: Fills) -> Dataset:
     if part.manifest is not None:
-        return open_manifest(part.manifest, columns=columns or None)
+        return open_manifest(part.manifest, columns=columns or None, fills=fills)
     assert part.parquet_paths is not None, "the spec has one of the two"
-    return open_dataset(part.parquet_paths, columns=columns or None)
+    return open_dataset(part.parquet_paths, columns=columns or None, fills=fills)

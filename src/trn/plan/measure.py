@@ -82,7 +82,7 @@ def _context(plan: Plan, trainer: Trainer) -> Context:
         device=torch_device(plan.device),
         run_dir=Path(plan.run_dir),
         cancelled=lambda: False,
-        tensors=lambda raw_batch: to_tensors(raw_batch, raw_batch.schema.names),
+        tensors=to_tensors,
     )
 
 

@@ -26,7 +26,7 @@ from trn.spec import LoadedSpec, Spec
 from trn.spec.plan_model import Plan, TrainerPlan
 from trn.trainer import Trainer, load_trainer
 
-__all__ = ["make_plan", "use_spec_folder"]
+__all__ = ["make_plan", "refuse_unfit_world", "use_spec_folder"]
 
 
 def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) -> tuple[Plan, Trainer]:
@@ -37,7 +37,7 @@ def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) 
     spec = loaded.spec
     use_spec_folder(loaded.folder)
     trainer = load_trainer(spec.trainer)
-    _refuse_unbuilt(spec, world)
+    _refuse_unbuilt(spec)
     _refuse_unhonoured(spec, trainer)
     params = make_params(trainer, spec.hyperparams)
     torch_device(spec.device)
@@ -61,7 +61,7 @@ def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) 
         precision=spec.precision,
         ddp=spec.ddp,
         world_size=world.world_size,
-        threads=spec.threads or cpu_threads(),
+        threads=spec.threads or max(1, cpu_threads() // world.local_world_size),
         deterministic=spec.deterministic,
         optimizer=optimizer,
         schedule=schedule,
@@ -72,15 +72,44 @@ def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) 
         gates=plan_gates(spec, trainer, params),
         guard=plan_guard(spec),
         max_runtime_s=float(spec.limits.max_runtime_seconds),
+        hang_s=float(spec.limits.hang_seconds),
+        grace_s=float(spec.limits.grace_seconds),
         versions=versions_here(getattr(trainer, "libraries", ())),
         owner=spec.owner,
         release_ref=spec.release_ref,
     )
     _refuse_secrets(plan)
+    refuse_unfit_world(plan, trainer, world)
     if make_params(trainer, plan.trainer.params) != params:
         raise PlanRefused("they are not the same after they were written down: only JSON values may stand in them.",
                           where="hyperparams")  # fmt: skip
     return plan.sealed(), trainer
+
+
+def refuse_unfit_world(plan: Plan, trainer: Trainer, world: World) -> None:
+    """Raise PlanRefused where the plan cannot be carried out by so many ranks."""
+    if world.world_size == 1:
+        return
+    if not plan.ddp:
+        raise PlanRefused(
+            f"{world.world_size} processes were started, and the spec says false.",
+            where="ddp",
+            hint="Set ddp: true, or start one process.",
+        )
+    if "ddp" not in getattr(trainer, "honours", ()):
+        raise PlanRefused(
+            f"trainer {plan.trainer.name!r} does not say that its ranks train together.",
+            where="ddp",
+            hint="Start one process; or sum gradients and metrics with ctx.ranks, and list 'ddp' in `honours`.",
+        )
+    shares = world.world_size * (plan.optimizer.accumulate if plan.optimizer is not None else 1)
+    if plan.dataset.batch_size % shares:
+        micro = f" with {shares // world.world_size} micro-batches each" if shares > world.world_size else ""
+        raise PlanRefused(
+            f"{plan.dataset.batch_size} rows cannot be shared out evenly among {world.world_size} ranks{micro}.",
+            where="dataset.batch_size",
+            hint=f"Use a multiple of {shares}.",
+        )
 
 
 def use_spec_folder(folder: Path) -> None:
@@ -89,16 +118,13 @@ def use_spec_folder(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _refuse_unbuilt(spec: Spec, world: World) -> None:
+def _refuse_unbuilt(spec: Spec) -> None:
     """Refuse keys whose meaning this version does not carry out: what is recorded must be what ran."""
     asked = {
         "precision": spec.precision != "none",
-        "ddp": spec.ddp or world.world_size > 1,
         "ema.enabled": spec.ema.enabled,
         "export.onnx": spec.export.onnx is True,
         "checkpoint.save_delay_steps": spec.checkpoint.save_delay_steps > 0,
-        "limits.hang_seconds": spec.limits.hang_seconds > 0,
-        "limits.grace_seconds": "grace_seconds" in spec.limits.model_fields_set,
     }
     for key, is_asked in asked.items():
         if is_asked:

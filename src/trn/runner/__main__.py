@@ -10,11 +10,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trn.errors import TrainerError, TrnError, exit_code
 from trn.loop.stop import StopRequest
+from trn.ranks import read_world
 from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, from_json
 from trn.runner import signals
 from trn.runner.console import say
@@ -24,6 +26,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trn.runner", description="Run or resume one training.")
     parser.add_argument("--job-id", required=True)
     what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--follow", action="store_true", help="be a rank other than 0: do what that one says")
     what.add_argument("--config", type=Path, help="a spec: plan it, then run it")
     what.add_argument("--run-dir", type=Path, help="the folder of a run: take it up, or with --run-id fork it")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
@@ -40,7 +43,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--auto-resume", action="store_true", help="continue the run, or start it")
     how.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     parser.add_argument("--allow-change", action="append", default=[], metavar="NAME", help="go on in spite of it")
-    parser.add_argument("--door-pid", type=int, help="stop when this is no longer the parent")
+    parser.add_argument(
+        "--door-pid", type=_pid, help="stop when this is no longer the parent; `parent`: whoever is now"
+    )
     args = parser.parse_args(argv)
     if not RUN_ID_PATTERN.fullmatch(args.job_id):
         parser.error(f"--job-id: {args.job_id!r} is no id")
@@ -52,6 +57,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.checkpoint is not None and args.fork_from is None and not (args.resume or args.run_dir):
         parser.error("--checkpoint says where a resume or a fork begins")
     return args
+
+
+def _pid(text: str) -> int:
+    return os.getppid() if text == "parent" else int(text)
 
 
 def _flag(text: str) -> list[Any]:
@@ -69,18 +78,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals.install(stop)
     # cuBLAS reads this when it starts; without it deterministic mode refuses to run on CUDA
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # a rank that is gone would show in twenty lines of addresses, beside the one that says so
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Of two thousand modules nothing is garbage: torch is imported in five sixths of the time while nobody looks for
     # any, and half a second is saved at the exit. prepare_torch lets the collector loose on what comes after them.
     gc.disable()
     atexit.register(gc.freeze)
     try:
         # torch and much else: signals are in place before these take their seconds
+        from trn.runner.company import Company, lead, meet
+        from trn.runner.follow import follow
         from trn.runner.output import mask_output
         from trn.runner.start import run
 
         if not args.dry_run:  # that answer is for the user alone
             mask_output()
-        return run(args, stop)
+        world = read_world(os.environ)
+        if world.world_size == 1 or args.dry_run:  # what is only foretold needs nobody else
+            return run(args, stop, Company(world))
+        company = meet(world, stop)
+        return lead(company, partial(run, args, stop)) if world.rank == 0 else follow(company, stop)
     except TrnError as error:
         if isinstance(error, TrainerError) and error.__cause__ is not None:
             say("".join(traceback.format_exception(error.__cause__)).rstrip())
@@ -92,12 +109,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """End this process, also when a trainer left threads running that would keep it for ever."""
+    """End this process, also when a trainer left threads running that would keep it for ever.
+
+    So does a read of data that the feed has given up waiting for: the libraries of stores wait for it when they end.
+    """
     left = [
         thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
     ]
     if left:
         say(f"ended while threads of the trainer were still running: {', '.join(left)}")
+    is_reading = any(thread.name == "trn-feed" for thread in threading.enumerate())
+    if is_reading:
+        say("ended while data were still being read: their store had not answered")
+    if left or is_reading:
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

@@ -17,7 +17,7 @@ from typing import Any
 
 from trn.errors import ResumeRefused, UsageError
 from trn.feed import Dataset, check_unchanged
-from trn.plan import NOT_LIBRARIES, make_plan, use_spec_folder, versions_here
+from trn.plan import NOT_LIBRARIES, make_plan, refuse_unfit_world, use_spec_folder, versions_here
 from trn.provenance.code import code_sha256
 from trn.ranks import World
 from trn.records import Json
@@ -33,7 +33,11 @@ SAFE = frozenset(
         "checkpoint.every_epochs",
         "checkpoint.keep",
         "checkpoint.keep_epochs",
+        "grace_s",
+        "hang_s",
+        "dataset.cache",
         "dataset.readahead",
+        "dataset.workers",
         "max_runtime_s",
         "metric_every",
         "owner",
@@ -51,6 +55,7 @@ ALLOWABLE = {
     "code": ("trainer.code_sha256",),
     "gates": ("gates.",),
     "guard": ("guard.",),
+    "ranks": ("world_size",),
 }
 """What --allow-change takes, and the keys of the plan that it covers; one that ends with a dot covers those below."""
 
@@ -75,13 +80,12 @@ class Difference:
         return None
 
 
-def compare_with_spec(plan: Plan, loaded: LoadedSpec) -> tuple[Plan, Trainer]:
+def compare_with_spec(plan: Plan, loaded: LoadedSpec, world: World) -> tuple[Plan, Trainer]:
     """What the spec plans to now, with this run's identity, and the trainer. Raises what planning raises.
 
     The schedule keeps the length that the run began with: a longer budget goes on at its last learning rate instead
     of climbing again.
     """
-    world = World(world_size=plan.world_size)
     wanted, trainer = make_plan(loaded, run_id=plan.run_id, runs_dir=Path(plan.runs_dir), world=world)
     if wanted.schedule is not None and plan.schedule is not None:
         schedule = wanted.schedule.model_copy(update={"total_steps": plan.schedule.total_steps})
@@ -89,8 +93,11 @@ def compare_with_spec(plan: Plan, loaded: LoadedSpec) -> tuple[Plan, Trainer]:
     return wanted.model_copy(update={"run_dir": plan.run_dir}), trainer
 
 
-def compare_with_world(plan: Plan) -> tuple[Plan, Trainer]:
-    """The run's plan with the code and the libraries that are here now, and the trainer. Raises DataError."""
+def compare_with_world(plan: Plan, world: World) -> tuple[Plan, Trainer]:
+    """The run's plan with the code, the libraries and the ranks that are here now, and the trainer.
+
+    Raises DataError; PlanRefused where the batch cannot be shared out among the ranks.
+    """
     use_spec_folder(Path(plan.spec_folder))
     trainer = load_trainer(plan.trainer.name)
     versions = versions_here(tuple(name for name in plan.versions if name not in NOT_LIBRARIES))
@@ -98,7 +105,9 @@ def compare_with_world(plan: Plan) -> tuple[Plan, Trainer]:
     for part in (plan.dataset, plan.validation):
         if part is not None:
             check_unchanged(Dataset.from_json(part.data))
-    return plan.model_copy(update={"versions": versions, "trainer": code}), trainer
+    refuse_unfit_world(plan, trainer, world)
+    here = {"versions": versions, "trainer": code, "world_size": world.world_size}
+    return plan.model_copy(update=here), trainer
 
 
 def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan, tuple[Difference, ...]]:

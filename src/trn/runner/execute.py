@@ -5,42 +5,40 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trn.checkpoint import rng
 from trn.checkpoint.discover import Found, find_named, find_newest_good
+from trn.checkpoint.meta import meta_name
 from trn.checkpoint.saver import Saver
-from trn.errors import STATUS, PlanRefused, ResumeRefused, Stopped, TrainerError, TrnError
-from trn.feed import Cursor, Dataset, Feed, check_unchanged, read_sequential
-from trn.feed.tensors import to_tensors
+from trn.errors import STATUS, PeerFailed, PlanRefused, ResumeRefused, Stopped, TrainerError, TrnError
+from trn.feed import Dataset, check_unchanged
 from trn.files import Lock
 from trn.journal import EventLog, MetricsLog
 from trn.loop.loop import Ending, Parts, announce, train
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
-from trn.plan import make_params, plan_order, torch_device, warn_of_few_tokens
+from trn.plan import warn_of_few_tokens
 from trn.plan.publish import withdraw_run
 from trn.provenance.process import clean_event
 from trn.records import Outcome, utc_now
 from trn.runner.artifacts import publish_revision, record_resume, require_run_meta, safe_text
+from trn.runner.company import Company, Job0, LastWord, outcome_of
 from trn.runner.console import say
 from trn.runner.contract import Difference
-from trn.runner.live import check_live
+from trn.runner.make import Made, make
 from trn.runner.origin import read_forked_from
 from trn.runner.outcome import archive_outcome, publish_outcome
-from trn.runner.restore import Restored, announced_steps, apply_state, is_announced, progress_of, restore_folder
+from trn.runner.reading import open_feed, validation_of
+from trn.runner.restore import Restored, announced_steps, is_announced, progress_of, restore_folder
+from trn.runner.transforming import open_batches
 from trn.spec import Source
 from trn.spec.plan_model import Plan
-from trn.trainer import Context, TorchState, Trainer
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from trn.trainer import TorchState, Trainer
 
 __all__ = ["Job", "execute"]
 
@@ -103,8 +101,8 @@ class _Journal:
         self.events.sync()
 
 
-def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
-    """Run the job under its held lock; returns the exit status. The outcome on disk says the same.
+def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
+    """Run the job under its held lock, as rank 0 of its company; returns the exit status. The outcome says the same.
 
     Raises TrnError only where no outcome can be written: when the disk refuses, or when the job is refused, which
     then has changed nothing: a resume leaves the run as it was, a new run leaves no folder.
@@ -112,7 +110,7 @@ def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
     plan, started_at, owner = job.plan, utc_now(), os.getpid()
     found = Found(None, ()) if job.resume is None else require_resumable(job)
     stop.limit_runtime(plan.max_runtime_s)
-    made = _make_or_refuse(job, found, lock, stop)
+    made = _make_or_refuse(job, found, lock, stop, company)
     if job.resume is not None:
         job.resume.settle(plan)
     journal = _Journal.open(plan, job.job_id)
@@ -130,22 +128,44 @@ def execute(job: Job, lock: Lock, stop: StopRequest) -> int:
         if not job.resume.is_fork:  # a fork's run_meta begins with this job
             record_resume(plan, job.resume.run_meta, job_id=job.job_id, from_step=restored.progress.step)
     _announce(job, journal.events)
-    progress = restored.progress
-    ending = _attempt(partial(_train, job, journal, restored, made, stop))
+    progress, last_word = restored.progress, LastWord()
+
+    def publish(ending: Ending) -> None:
+        journal.sync()
+        publish_outcome(
+            plan,
+            job_id=job.job_id,
+            status=ending.status,
+            reason=safe_text(plan, job.job_id, ending.reason),
+            progress=progress,
+            events=journal.events,
+            started_at=started_at,
+        )
+
+    def give_up(error: TrnError) -> None:
+        """For the watchdog: the main thread cannot be asked to end."""
+
+        def tell() -> None:
+            publish(Ending(outcome_of(error), str(error)))
+            if company.ranks is not None:
+                company.ranks.end(error.exit_status)
+
+        last_word.leave(error.exit_status, str(error), tell=tell)
+
+    if company.ranks is not None or plan.hang_s:
+        company.watchdog.watch(hang_s=plan.hang_s, give_up=give_up)
+    ending = _attempt(partial(company.telling, partial(_train, job, journal, restored, made, stop, company)))
     if os.getpid() != owner:
         os._exit(1)  # a child that the trainer forked and that came out of the loop: the run is its parent's
-    journal.sync()
-    publish_outcome(
-        plan,
-        job_id=job.job_id,
-        status=ending.status,
-        reason=safe_text(plan, job.job_id, ending.reason),
-        progress=progress,
-        events=journal.events,
-        started_at=started_at,
-    )
+    company.watchdog.rest()
+    last_word.take()
+    publish(ending)
     lock.release()
     return STATUS[ending.status].exit
+
+
+_REFUSALS = frozenset({"plan_refused", "resume_refused"})
+"""Endings of another rank that leave nothing behind, as they do on this one."""
 
 
 def require_resumable(job: Job) -> Found:
@@ -167,37 +187,22 @@ def require_resumable(job: Job) -> Found:
     return found
 
 
-@dataclass(frozen=True)
-class _Made:
-    """The trainer's objects, checked against the plan and brought back to the checkpoint; or why there are none."""
-
-    ctx: Context
-    state: Any = None
-    error: BaseException | None = None
-
-
-def _make_or_refuse(job: Job, found: Found, lock: Lock, stop: StopRequest) -> _Made:
-    """What is trained, made before anything of the run is changed.
+def _make_or_refuse(job: Job, found: Found, lock: Lock, stop: StopRequest, company: Company) -> Made:
+    """What is trained, on all ranks, made before anything of the run is changed.
 
     Raises what the job is refused with; a failure of the trainer's own code is kept for the outcome.
     """
-    plan, trainer, owner = job.plan, job.trainer, os.getpid()
-    ctx = _make_context(plan, trainer, stop)
+    plan = job.plan
+    company.tell_job(Job0(plan, job.job_id, None if found.meta is None else meta_name(found.meta.step)))
     try:
-        rng.seed_all(plan.seed)
-        state = _configure(trainer, ctx, stop)
-        check_live(plan, trainer, state)
-        if found.meta is not None:
-            apply_state(plan, found.meta, trainer, state, ctx)
-        return _Made(ctx, state)
-    except (PlanRefused, ResumeRefused):
+        made = make(plan, job.trainer, found.meta, stop, company)
+        if isinstance(made.error, PeerFailed) and made.error.outcome in _REFUSALS:
+            raise made.error
+        return made
+    except (PlanRefused, ResumeRefused, PeerFailed):
         if job.resume is None or job.resume.is_fork:
             withdraw_run(plan, lock, job_id=job.job_id)
         raise
-    except BaseException as error:  # noqa: BLE001 - raised again where every failure becomes an outcome
-        if os.getpid() != owner:
-            os._exit(1)  # a child that the trainer forked
-        return _Made(ctx, error=error)
 
 
 def _announce(job: Job, events: EventLog) -> None:
@@ -219,6 +224,9 @@ def _attempt(work: Callable[[], Ending]) -> Ending:
         return work()
     except Stopped as error:
         return Ending(error.outcome, error.message)
+    except PeerFailed as error:
+        say(str(error))
+        return Ending(error.outcome, str(error))
     except TrnError as error:
         memory = _out_of_memory(error.__cause__)
         if isinstance(error, TrainerError) and error.__cause__ is not None:
@@ -237,7 +245,7 @@ def _out_of_memory(error: BaseException | None) -> bool:
     return refused or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
-def _train(job: Job, journal: _Journal, restored: Restored, made: _Made, stop: StopRequest) -> Ending:
+def _train(job: Job, journal: _Journal, restored: Restored, made: Made, stop: StopRequest, company: Company) -> Ending:
     plan, trainer, progress = job.plan, job.trainer, restored.progress
     ctx, state = made.ctx, made.state
     if made.error is not None:
@@ -254,19 +262,21 @@ def _train(job: Job, journal: _Journal, restored: Restored, made: _Made, stop: S
         keep_epochs=plan.checkpoint.keep_epochs,
         sync_journal=journal.sync,
     )
-    feed = _open_feed(plan, progress)
+    feed = open_batches(plan, trainer, ctx, open_feed(plan, progress, company, stop), stop)
     parts = Parts(
         plan=plan,
         trainer=trainer,
         state=state,
         ctx=ctx,
         feed=feed,
-        validation=_validation(plan),
+        validation=validation_of(plan, company.world),
         metrics=journal.metrics,
         val_metrics=journal.val_metrics,
         events=journal.events,
         saver=saver,
         stop=stop,
+        agreement=made.agreement,
+        watchdog=company.watchdog,
     )
     journal.events.emit("started", step=progress.step, max_steps=plan.budget.max_steps)
     ended = False
@@ -291,41 +301,3 @@ def _finish_saving(saver: Saver, journal: _Journal, *, must_hold: bool) -> None:
         if must_hold:
             raise
         say(str(error))
-
-
-def _make_context(plan: Plan, trainer: Trainer, stop: StopRequest) -> Context:
-    return Context(
-        plan=plan,
-        params=make_params(trainer, plan.trainer.params),
-        device=torch_device(plan.device),
-        run_dir=Path(plan.run_dir),
-        cancelled=stop.requested,
-        tensors=lambda raw_batch: to_tensors(raw_batch, raw_batch.schema.names),
-    )
-
-
-def _configure(trainer: Trainer, ctx: Context, stop: StopRequest) -> Any:
-    try:
-        with stop.breaking_off():
-            trainer.setup(ctx)
-            return trainer.configure(ctx)
-    except (TrnError, MemoryError):
-        raise
-    except BaseException as error:
-        raise TrainerError(f"{type(error).__name__}: {error}", where="setup or configure") from error
-
-
-def _open_feed(plan: Plan, progress: Progress) -> Feed:
-    part = plan.dataset
-    dataset = Dataset.from_json(part.data)
-    order = plan_order(plan)
-    cursor = Cursor() if progress.cursor is None else Cursor.from_json(progress.cursor)
-    return Feed(dataset, order, part.columns, cursor, world_size=plan.world_size, readahead=part.readahead)
-
-
-def _validation(plan: Plan) -> Callable[[], Iterable[pa.RecordBatch]] | None:
-    part = plan.validation
-    if part is None:
-        return None
-    dataset = Dataset.from_json(part.data)
-    return lambda: read_sequential(dataset, part.columns, part.batch_size, part.max_batches)

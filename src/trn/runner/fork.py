@@ -26,6 +26,7 @@ from trn.loop.verdicts import is_used_up
 from trn.plan import publish_run
 from trn.plan.publish import refuse_taken
 from trn.runner.artifacts import prepare_torch, start_artifacts
+from trn.runner.company import Company
 from trn.runner.contract import compare_with_spec, compare_with_world, revise
 from trn.runner.execute import Job, Resume, execute
 from trn.runner.origin import FORKED_FROM_NAME, Origin, forked_from_bytes, gone, kept_sources, open_file, read_origin
@@ -53,7 +54,7 @@ class Fork:
     allowed: Sequence[str]
 
 
-def fork(asked: Fork, *, job_id: str, note: str, stop: StopRequest) -> int:
+def fork(asked: Fork, *, job_id: str, note: str, stop: StopRequest, company: Company) -> int:
     """Make the new run and bring it forward; returns the exit status.
 
     Raises TrnError for whatever is refused; then nothing is left of the new run, and the other is as it was.
@@ -66,9 +67,9 @@ def fork(asked: Fork, *, job_id: str, note: str, stop: StopRequest) -> int:
     if asked.run_id == origin.plan.run_id:
         raise _no_id_of_its_own(asked.run_id)
     if asked.loaded is None:
-        now, trainer = compare_with_world(origin.plan)
+        now, trainer = compare_with_world(origin.plan, company.world)
     else:
-        now, trainer = compare_with_spec(origin.plan, asked.loaded)
+        now, trainer = compare_with_spec(origin.plan, asked.loaded, company.world)
     revised, changes = revise(origin.plan, now, allowed=asked.allowed)
     plan = _plan_of_fork(revised, asked)
     _refuse_finished(origin, plan)
@@ -78,7 +79,7 @@ def fork(asked: Fork, *, job_id: str, note: str, stop: StopRequest) -> int:
     fill = partial(copy_state, origin, plan, job_id, partial(_refuse_stopped, stop))
     lock = publish_run(plan, artifacts, job_id=job_id, note=note, fill=fill)
     resume = Resume(published=plan, is_fork=True)
-    return execute(Job(plan, trainer, job_id, resume=resume, changes=changes), lock, stop)
+    return execute(Job(plan, trainer, job_id, resume=resume, changes=changes), lock, stop, company)
 
 
 def _no_id_of_its_own(run_id: str) -> UsageError:

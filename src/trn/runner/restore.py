@@ -12,6 +12,7 @@ from trn.checkpoint.meta import CheckpointMeta, checkpoint_name
 from trn.errors import ResumeRefused, TrnError
 from trn.files import sweep
 from trn.journal import EventLog, MetricsLog
+from trn.loop.cadences import derived_seed
 from trn.loop.progress import Progress
 from trn.records import EMPTY, Json, JsonError, read_lines
 from trn.spec.plan_model import Plan
@@ -78,10 +79,13 @@ def apply_state(plan: Plan, meta: CheckpointMeta, trainer: Trainer, state: Any, 
     try:
         payload = load_payload(Path(plan.run_dir), meta)
         missing = {"trainer", "progress", "rng"} - set(payload)
-        if missing or payload["progress"] != meta.progress or len(payload["rng"]) <= ctx.rank:
+        if missing or payload["progress"] != meta.progress or not payload["rng"]:
             raise ResumeRefused("its parts and its meta do not fit together.", where=where)
         trainer.load_state_dict(state, payload["trainer"], ctx)
-        rng.restore(payload["rng"][ctx.rank])
+        if ctx.rank < len(payload["rng"]):
+            rng.restore(payload["rng"][ctx.rank])
+        else:  # a rank that the run did not have so far
+            rng.seed_all(derived_seed(plan.seed, f"rank {ctx.rank}", meta.step))
     except TrnError:
         raise
     except Exception as error:  # whatever a file or a trainer may do to the loader

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trn.checkpoint.named import named_step
-from trn.errors import ResumeRefused, Stopped
+from trn.errors import ResumeRefused
 from trn.files import Lock, foreign
 from trn.loop.stop import StopRequest
 from trn.plan import make_forecast, make_plan, publish_run
 from trn.plan.publish import LOCK_NAME, PLAN_NAME, refuse_taken
-from trn.ranks import read_world
+from trn.ranks import World
 from trn.records import Outcome, new_run_id, pretty_json
 from trn.runner.artifacts import prepare_torch, start_artifacts
+from trn.runner.company import Company, refuse_stopped
 from trn.runner.console import say
 from trn.runner.contract import Difference, compare_with_spec, compare_with_world, revise
 from trn.runner.execute import Job, Resume, execute
@@ -38,25 +39,30 @@ class _Request:
     run_id: str
 
 
-def run(args: argparse.Namespace, stop: StopRequest) -> int:
-    """Do what the command line asks; returns the exit status. Raises TrnError for whatever is refused."""
+def run(args: argparse.Namespace, stop: StopRequest, company: Company) -> int:
+    """Do what the command line asks, as rank 0 of its company; returns the exit status.
+
+    Raises TrnError for whatever is refused.
+    """
     if args.run_dir is not None and args.run_id is not None:
         run_dir = args.run_dir.resolve()
-        return _fork(run_dir, (args.runs_dir or run_dir.parent).resolve(), args.run_id, args, stop, loaded=None)
+        runs_dir = (args.runs_dir or run_dir.parent).resolve()
+        return _fork(run_dir, runs_dir, args.run_id, args, stop, company, loaded=None)
     if args.run_dir is not None:
-        return _take_up(args.run_dir.resolve(), args, stop, wanted=None)
+        return _take_up(args.run_dir.resolve(), args, stop, company, wanted=None)
     request = _read_request(args)
     target = request.runs_dir / request.run_id
     exists = (target / PLAN_NAME).is_file()
     if args.resume and not exists:
         raise ResumeRefused("there is no such run.", where=str(target), hint="Start it without --resume.")
     if exists and (args.resume or args.auto_resume):
-        return _take_up(target, args, stop, wanted=request)
+        return _take_up(target, args, stop, company, wanted=request)
     if args.fork_from is not None:
-        return _fork(args.fork_from.resolve(), request.runs_dir, request.run_id, args, stop, loaded=request.loaded)
+        source = args.fork_from.resolve()
+        return _fork(source, request.runs_dir, request.run_id, args, stop, company, loaded=request.loaded)
     if not args.dry_run:
         refuse_taken(target)
-    return _begin(request, args, stop)
+    return _begin(request, args, stop, company)
 
 
 def _read_request(args: argparse.Namespace) -> _Request:
@@ -68,35 +74,40 @@ def _read_request(args: argparse.Namespace) -> _Request:
     return _Request(loaded, Path(runs_dir).resolve(), loaded.spec.run_id or new_run_id())
 
 
-def _begin(request: _Request, args: argparse.Namespace, stop: StopRequest) -> int:
+def _begin(request: _Request, args: argparse.Namespace, stop: StopRequest, company: Company) -> int:
     if args.dry_run:
-        return _foretell(request)
-    plan, trainer = _plan(request)
-    if stop.requested():
-        raise Stopped("preempted" if stop.outcome is None else stop.outcome, f"{stop.reason}, before the run began.")
+        return _foretell(request, company.world)
+    plan, trainer = _plan(request, company.world)
+    refuse_stopped(stop)
     prepare_torch(plan)
     artifacts = start_artifacts(plan, request.loaded.sources, job_id=args.job_id)
     lock = publish_run(plan, artifacts, job_id=args.job_id, note=_note(args.job_id))
-    return execute(Job(plan, trainer, args.job_id), lock, stop)
+    return execute(Job(plan, trainer, args.job_id), lock, stop, company)
 
 
 def _fork(
-    source: Path, runs_dir: Path, run_id: str, args: argparse.Namespace, stop: StopRequest, *, loaded: LoadedSpec | None
+    source: Path,
+    runs_dir: Path,
+    run_id: str,
+    args: argparse.Namespace,
+    stop: StopRequest,
+    company: Company,
+    *,
+    loaded: LoadedSpec | None,
 ) -> int:
     asked = Fork(source, args.checkpoint, runs_dir, run_id, loaded, args.allow_change)
-    return fork(asked, job_id=args.job_id, note=_note(args.job_id), stop=stop)
+    return fork(asked, job_id=args.job_id, note=_note(args.job_id), stop=stop, company=company)
 
 
-def _plan(request: _Request) -> tuple[Plan, Trainer]:
-    world = read_world(os.environ)
+def _plan(request: _Request, world: World) -> tuple[Plan, Trainer]:
     return make_plan(request.loaded, run_id=request.run_id, runs_dir=request.runs_dir, world=world)
 
 
-def _foretell(request: _Request) -> int:
+def _foretell(request: _Request, world: World) -> int:
     """The plan and what it will take: as JSON on standard output, and for people on standard error."""
     # what a trainer prints when it is imported or built must not stand before the answer
     with contextlib.redirect_stdout(sys.stderr):
-        plan, trainer = _plan(request)
+        plan, trainer = _plan(request, world)
         forecast = make_forecast(plan, trainer)
     sys.stdout.write(pretty_json({"plan": plan.to_json(), "forecast": forecast.to_json()}).decode())
     sys.stdout.flush()
@@ -105,7 +116,9 @@ def _foretell(request: _Request) -> int:
     return 0
 
 
-def _take_up(run_dir: Path, args: argparse.Namespace, stop: StopRequest, *, wanted: _Request | None) -> int:
+def _take_up(
+    run_dir: Path, args: argparse.Namespace, stop: StopRequest, company: Company, *, wanted: _Request | None
+) -> int:
     path = run_dir / PLAN_NAME
     if problem := foreign(run_dir):
         raise ResumeRefused(problem, where=str(run_dir), hint="A run is made of plain files and folders only.")
@@ -124,7 +137,8 @@ def _take_up(run_dir: Path, args: argparse.Namespace, stop: StopRequest, *, want
     if wanted is None and before is not None and is_finished:
         mend_journal(plan, before)
         return report(before, run_dir)
-    now, trainer = compare_with_world(plan) if wanted is None else compare_with_spec(plan, wanted.loaded)
+    world = company.world
+    now, trainer = compare_with_world(plan, world) if wanted is None else compare_with_spec(plan, wanted.loaded, world)
     revised, changes = revise(plan, now, allowed=args.allow_change)
     if before is not None:
         mend_journal(plan, before)
@@ -133,7 +147,7 @@ def _take_up(run_dir: Path, args: argparse.Namespace, stop: StopRequest, *, want
     prepare_torch(revised)
     sources = () if wanted is None else wanted.loaded.sources
     resume = Resume(published=plan, sources=sources, before=before, named=named)
-    return execute(Job(revised, trainer, args.job_id, resume=resume, changes=changes), lock, stop)
+    return execute(Job(revised, trainer, args.job_id, resume=resume, changes=changes), lock, stop, company)
 
 
 def _goes_on(before: Outcome, revised: Plan, changes: Sequence[Difference]) -> bool:

@@ -21,6 +21,7 @@ __all__ = [
     "BudgetPlan",
     "CheckpointPlan",
     "DatasetPlan",
+    "FillPlan",
     "GatesPlan",
     "GuardPlan",
     "OptimizerPlan",
@@ -64,21 +65,38 @@ class TrainerPlan(_Part):
     params: dict[str, Any]
 
 
+class FillPlan(_Part):
+    column: str
+    value: bool | int | float | str | None
+    """Null: nulls stay as they are."""
+
+
 class DatasetPlan(_Part):
     """What is read, in which order, cut how. Rows are global row numbers over all files."""
 
     data: dict[str, Any]
     """The opened data set as a value: files, row groups, columns, fingerprint (trn.feed.Dataset)."""
     columns: list[str]
+    nulls: list[FillPlan] = []
+    """What stands for null; in any other column a null is refused. For the validation data too."""
     batch_size: int
     readahead: int
+    workers: int
+    """Processes a rank for the trainer's `transform`; 0: none."""
     shuffle: bool
     window: int
-    """Row groups per shuffle window."""
+    """Row groups per shuffle window; all there are for `window: all`."""
+    cache: str | None = None
+    """The folder that holds the data decoded (trn.feed.cache); null: they are decoded while training."""
     remainder: Literal["carry", "drop", "keep"]
     end: Literal["stop", "cycle"]
     passes: int | None
     """How many passes the budget reads at the most; null with `end: cycle`."""
+
+    @property
+    def fills(self) -> dict[str, bool | int | float | str | None]:
+        """`nulls` by column, as the feed takes them."""
+        return {one.column: one.value for one in self.nulls}
 
 
 class ValidationPlan(_Part):
@@ -187,6 +205,10 @@ class Plan(_Part):
     guard: GuardPlan
     max_runtime_s: float
     """0: no limit."""
+    hang_s: float = 0.0
+    """A run without a step for so long hangs; 0: never."""
+    grace_s: float = 20.0
+    """A rank without a sign of life for so long is lost."""
     versions: dict[str, str]
     """Library versions that the numbers depend on: python, torch, numpy, pyarrow and the recipe's own."""
     owner: str | None = None

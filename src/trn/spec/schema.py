@@ -10,6 +10,7 @@ see `settle.py` and `overrides.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -65,6 +66,13 @@ def _is_deterministic(value: object) -> object:
     return value
 
 
+def _is_window(value: object) -> object:
+    value = _whole(value)
+    if value != "all" and (type(value) is not int or not 1 <= value <= _LARGEST):
+        raise _expected("a number of row groups from 1, or all")
+    return value
+
+
 def _is_run_id(value: str) -> str:
     if not RUN_ID_PATTERN.fullmatch(value):
         raise _expected("1 to 64 of A-Z a-z 0-9 . _ -, the first one a letter or digit")
@@ -97,6 +105,21 @@ def _two_numbers(value: object) -> object:
     return value
 
 
+def _null_policy(value: object) -> object:
+    if value == "refuse":
+        return value
+    if not isinstance(value, Mapping):
+        raise _expected("refuse, or the value that stands for null of each column that has some")
+    for name, fill in value.items():
+        if not isinstance(name, str) or not (fill is None or isinstance(fill, (bool, int, float, str))):
+            raise _expected(f"one number, boolean or text for {name!r}, or null to let nulls through")
+        if isinstance(fill, float) and not math.isfinite(fill):
+            raise _expected(f"a finite number for {name!r}")
+        if isinstance(fill, int) and not -(2**63) <= fill < 2**64:
+            raise _expected(f"a number of at most 64 bits for {name!r}")
+    return value
+
+
 _TRAINER = r"^[A-Za-z_][A-Za-z0-9_.-]*(:[A-Za-z_][A-Za-z0-9_.]*)?$"
 _DEVICE = r"^[a-z]+(:[0-9]{1,4})?$"
 _NAME = r"^[a-z][a-z0-9_]*$"
@@ -112,6 +135,7 @@ Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=
 Paths = Annotated[
     tuple[PathText, ...], Field(strict=False, json_schema_extra={"minItems": 1}), AfterValidator(_not_empty)
 ]
+Nulls = Annotated[Literal["refuse"] | dict[str, bool | int | float | str | None], BeforeValidator(_null_policy)]
 Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False), BeforeValidator(_two_numbers)]
 
 
@@ -134,32 +158,43 @@ class DatasetSpec(_Part):
     """The training data and how a step's rows are cut from it; exactly one of `parquet_paths` and `manifest`."""
 
     parquet_paths: Paths | None = None
-    """Parquet files, folders of them, or globs, in this order; URLs are not read yet."""
+    """Parquet files, folders of them, or globs, in this order; also of a store: `s3://bucket/data/*.parquet`."""
     manifest: PathText | None = None
-    """A manifest as `trn data index` writes it, instead of `parquet_paths`."""
+    """A manifest as `trn data index` writes it, or its URL, instead of `parquet_paths`."""
     columns: Names = ()
     """Columns to read; empty: those that the trainer names."""
+    nulls: Nulls = "refuse"
+    """What a null means: `refuse` it, or `{column: value}`, where a value of null lets that column's nulls through."""
     batch_size: Positive = 32
     """Rows a step, over all ranks and micro-batches."""
     readahead: Annotated[int, Field(ge=0, le=1024), BeforeValidator(_whole)] = 2
     """Batches to read ahead of the step; 0: none."""
+    workers: Annotated[int, Field(ge=0, le=256), BeforeValidator(_whole)] = 0
+    """Processes that run the trainer's `transform` ahead of the step, for each rank; 0: it runs in the step."""
     shuffle: bool = True
     """Whether each pass has its own order. It follows from `seed`, the data and the pass, from nothing else."""
-    window: Positive = 8
-    """Row groups that are shuffled together: more mix better and take more memory."""
+    window: Annotated[int | Literal["all"], BeforeValidator(_is_window)] = 8
+    """Row groups that are shuffled together: more mix better and take more memory. all: the whole data set."""
+    cache: PathText | None = None
+    """A folder for the data decoded into mapped Arrow, made when not there; null: parquet is decoded in each pass."""
     remainder: Literal["carry", "drop", "keep"] = "carry"
     """A last, short batch of a pass: filled from the next pass, dropped, or kept short."""
     end: Literal["stop", "cycle"] = "stop"
     """What the end of the data means to a budget in steps: the end, or a new pass."""
+
+    @property
+    def fills(self) -> dict[str, bool | int | float | str | None]:
+        """`nulls` as a mapping: empty where all of them are refused."""
+        return {} if isinstance(self.nulls, str) else dict(self.nulls)
 
 
 class ValidationSpec(_Part):
     """The validation data and when they are used; exactly one of `parquet_paths` and `manifest`."""
 
     parquet_paths: Paths | None = None
-    """Parquet files, folders of them, or globs, in this order; URLs are not read yet."""
+    """Parquet files, folders of them, or globs, in this order; also of a store: `s3://bucket/data/*.parquet`."""
     manifest: PathText | None = None
-    """A manifest as `trn data index` writes it, instead of `parquet_paths`."""
+    """A manifest as `trn data index` writes it, or its URL, instead of `parquet_paths`."""
     every_steps: Count = 0
     """Evaluate after each this many steps; 0: not by steps."""
     every_epochs: Count = 1
@@ -289,8 +324,8 @@ class LimitsSpec(_Part):
 
     max_runtime_seconds: NotNegative = 0.0
     """A job ends as `time_limit` after this, with a checkpoint; 0: no limit."""
-    grace_seconds: NotNegative = 30.0
-    """How long a process that was asked to stop may take."""
+    grace_seconds: Annotated[float, Field(ge=2)] = 20.0
+    """Of several ranks, one that gives no sign of life for so long counts as lost, and the job ends as `rank_lost`."""
     hang_seconds: NotNegative = 0.0
     """A job ends as `hang` when no step ends for this long; 0: never."""
 

@@ -21,6 +21,7 @@ __all__ = ["settle"]
 _PATHS: tuple[Path, ...] = (
     ("dataset", "parquet_paths"),
     ("dataset", "manifest"),
+    ("dataset", "cache"),
     ("validation", "parquet_paths"),
     ("validation", "manifest"),
     ("runs_dir",),

@@ -10,7 +10,7 @@ saved (checkpoint).
 from trn.trainer.contract import HOOKS, Context, Control, StepResult, Trainer
 from trn.trainer.loading import load_trainer
 from trn.trainer.schedules import lr_at
-from trn.trainer.torch_trainer import NoParams, Step, TorchState, TorchTrainer
+from trn.trainer.torch_trainer import NoParams, Step, TorchState, TorchTrainer, has_own_transform
 
 __all__ = [
     "HOOKS",
@@ -22,6 +22,7 @@ __all__ = [
     "TorchState",
     "TorchTrainer",
     "Trainer",
+    "has_own_transform",
     "load_trainer",
     "lr_at",
 ]

@@ -10,7 +10,14 @@
 A trainer may say more of itself: `columns`, `Params`, `counts`, `honours` (which keys of the spec it obeys),
 `cross_entropy` and `vocab_size` (what its val_loss is, see docs/gates.md).
 
-Optional: `evaluate(batches, state, ctx) -> metrics` and `sample(state, ctx) -> {name: text or bytes}`.
+Optional: `evaluate(batches, state, ctx) -> metrics`, `sample(state, ctx) -> {name: text or bytes}`, and a seventh hook
+before `prepare_batch`, which is then given what it returned:
+
+    transform(raw_batch, ctx) -> anything       the heavy part of preparing, which `dataset.workers` can take over
+
+Where it runs must not matter: it has no state, and its object is the trainer after `setup`, made anew in each worker.
+What it returns, tensors in plain containers at best, is pickled on its way out of a worker; tensors share their memory.
+The global random streams begin at a seed of the batch's own before it, here as in a worker, and are put back after it.
 """
 
 from __future__ import annotations
@@ -19,9 +26,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
+
+from trn.errors import TrainerError
+from trn.ranks.group import Alone, Group
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,11 +88,15 @@ class Context:
     `step` is the step being made, from 1 (0 before the first); `row_ids` are the data-set row numbers of this rank's
     rows, int64 `[rows]`. `lr_factor` is what skipped steps have made of the learning rate: multiply yours by it if you
     honour `guard`. `cancelled()` is true once the run was asked to stop: long work of your own should look.
-    `tensors(raw_batch)` gives its columns as tensors, without a copy where the layout allows.
+    `ranks` are the processes of the run: what a trainer that lists "ddp" in `honours` sums and gathers with.
+    `tensors(raw_batch)` gives its columns as tensors, without a copy where the layout allows; `tensors(raw_batch,
+    names)` only these, where others (strings, images) stay in Arrow.
+
+    In a worker the device is the CPU, and there is no step: `step`, `epoch` and `lr_factor` raise TrainerError.
     """
 
     __slots__ = ("_epoch", "_lr_factor", "_row_ids", "_row_passes", "_step", "cancelled", "device", "local_rank",
-                 "params", "plan", "rank", "run_dir", "tensors", "world_size")  # fmt: skip
+                 "params", "plan", "rank", "ranks", "run_dir", "tensors", "world_size")  # fmt: skip
 
     def __init__(
         self,
@@ -92,10 +106,9 @@ class Context:
         device: torch.device,
         run_dir: Path,
         cancelled: Callable[[], bool],
-        tensors: Callable[[pa.RecordBatch], dict[str, torch.Tensor]],
-        rank: int = 0,
+        tensors: Callable[..., dict[str, torch.Tensor]],
+        ranks: Group | None = None,
         local_rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         self.plan = plan
         self.params = params
@@ -103,10 +116,11 @@ class Context:
         self.run_dir = run_dir
         self.cancelled = cancelled
         self.tensors = tensors
-        self.rank = rank
+        self.ranks = ranks or Alone()
+        self.rank = self.ranks.rank
         self.local_rank = local_rank
-        self.world_size = world_size
-        self._step = 0
+        self.world_size = self.ranks.world_size
+        self._step: int | None = 0
         self._epoch = 0
         self._lr_factor = 1.0
         self._row_ids: np.ndarray = np.empty(0, np.int64)
@@ -114,15 +128,15 @@ class Context:
 
     @property
     def step(self) -> int:
-        return self._step
+        return self._step if self._step is not None else _not_in_a_worker("step")
 
     @property
     def epoch(self) -> int:
-        return self._epoch
+        return self._epoch if self._step is not None else _not_in_a_worker("epoch")
 
     @property
     def lr_factor(self) -> float:
-        return self._lr_factor
+        return self._lr_factor if self._step is not None else _not_in_a_worker("lr_factor")
 
     @property
     def row_ids(self) -> np.ndarray:
@@ -154,3 +168,17 @@ class Context:
         self._epoch = epoch
         self._row_ids = row_ids
         self._row_passes = row_passes
+
+    def _enter_batch(self, row_ids: np.ndarray, row_passes: np.ndarray) -> None:
+        """For a worker alone: the transform that follows is of these rows, of a step that is not known yet."""
+        self._step = None
+        self._row_ids = row_ids
+        self._row_passes = row_passes
+
+
+def _not_in_a_worker(name: str) -> NoReturn:
+    raise TrainerError(
+        "a worker prepares batches ahead, before it is known which step takes them.",
+        where=f"ctx.{name}",
+        hint="Use ctx.rng(row_id) and ctx.row_ids in `transform`, or set dataset.workers: 0.",
+    )

@@ -9,34 +9,33 @@
         def loss(self, model, batch):
             return Step(nn.functional.mse_loss(model(batch["x"]), batch["y"]), count=len(batch["y"]))
 
-A step: micro-batches forward and backward -> finite? (loss and true global gradient norm) -> clip -> update. A value
-that is not finite is refused before the optimizer moves.
+A step: micro-batches forward and backward -> sums over the ranks -> finite? (loss and true global gradient norm)
+-> clip -> update. A value that is not finite is refused before the optimizer moves, on all ranks.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from trn.errors import NumericalInstability, TrainerError
 from trn.gates import require_finite
-from trn.trainer.contract import Context, StepResult
+from trn.trainer.contract import Context, StepResult, Trainer
 from trn.trainer.fused import update
+from trn.trainer.micro_batches import split_batch
 from trn.trainer.optimizers import build_optimizer
 from trn.trainer.schedules import lr_at
+from trn.trainer.together import Sums, add_up, add_up_with_gradients, share_buffers
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-__all__ = ["NoParams", "Step", "TorchState", "TorchTrainer"]
+__all__ = ["NoParams", "Step", "TorchState", "TorchTrainer", "has_own_transform"]
 
 Batch = Mapping[str, Tensor]
 
@@ -85,7 +84,7 @@ class TorchTrainer(ABC):
     counts: ClassVar[Literal["samples", "tokens"]] = "samples"
     cross_entropy: ClassVar[bool] = False
     """Whether the loss is a mean cross-entropy in nats: then a gate ends the run when its val_loss diverges."""
-    honours: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule", "clip_grad_norm", "guard"})
+    honours: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule", "clip_grad_norm", "guard", "ddp"})
 
     @abstractmethod
     def build(self, ctx: Context) -> nn.Module:
@@ -100,7 +99,10 @@ class TorchTrainer(ABC):
         return None
 
     def transform(self, raw_batch: pa.RecordBatch, ctx: Context) -> Batch:
-        """Rows to tensors, all with the rows as their first dimension; by default the columns as they are."""
+        """Rows to tensors, all with the rows as their first dimension; by default the columns as they are.
+
+        It may run in a worker: see the contract.
+        """
         return ctx.tensors(raw_batch)
 
     def setup(self, ctx: Context) -> None:  # noqa: B027 - a hook of the contract; most trainers need nothing here
@@ -117,8 +119,9 @@ class TorchTrainer(ABC):
         assert ctx.plan.optimizer is not None, "the plan of a TorchTrainer has an optimizer"
         return TorchState(model, build_optimizer(ctx.plan.optimizer, parameters), parameters)
 
-    def prepare_batch(self, raw_batch: pa.RecordBatch, state: TorchState, ctx: Context) -> Batch:
-        batch = self.transform(raw_batch, ctx)
+    def prepare_batch(self, raw_batch: pa.RecordBatch | Batch, state: TorchState, ctx: Context) -> Batch:
+        """On the device: rows, or what `transform` made of them."""
+        batch = self.transform(raw_batch, ctx) if isinstance(raw_batch, pa.RecordBatch) else raw_batch
         return {name: tensor.to(ctx.device) for name, tensor in batch.items()}
 
     def train_step(self, batch: Batch, state: TorchState, ctx: Context) -> StepResult:
@@ -130,7 +133,10 @@ class TorchTrainer(ABC):
         buffers = [(one, one.clone()) for one in state.model.buffers()] if plan.guard.policy == "skip" else []
         for parameter in state.parameters:
             parameter.grad = None
-        loss, count, metrics = self._backward(batch, state, plan.optimizer.accumulate)
+        if ctx.world_size == 1:
+            loss, count, metrics = self._backward(batch, state, plan.optimizer.accumulate)
+        else:
+            loss, count, metrics = self._backward_together(batch, state, ctx, plan.optimizer.accumulate)
         gradients = [p.grad for p in state.parameters if p.grad is not None]
         if not gradients:
             raise TrainerError("no parameter got a gradient from the loss.")
@@ -150,6 +156,7 @@ class TorchTrainer(ABC):
         for group in optimizer.param_groups:
             group["lr"] = lr
         update(optimizer)
+        share_buffers(ctx.ranks, state.model)
         state.step = ctx.step
         metrics["lr"] = float(optimizer.param_groups[0]["lr"])
         return StepResult(metrics, tokens=count if self.counts == "tokens" else None)
@@ -173,21 +180,19 @@ class TorchTrainer(ABC):
 
     def evaluate(self, batches: Iterable[pa.RecordBatch], state: TorchState, ctx: Context) -> dict[str, float]:
         """Means over all batches, weighted by count: `val_loss`, and `val_NAME` for each metric of `loss`."""
-        sums: dict[str, float] = {}
-        count = 0
+        own = Sums()
         modes = [(module, module.training) for module in state.model.modules()]
         state.model.eval()
         try:
             with torch.no_grad():
                 for raw_batch in batches:
                     step = _checked(self.loss(state.model, self.prepare_batch(raw_batch, state, ctx)))
-                    count += step.count
-                    for name, value in {"loss": step.loss, **step.metrics}.items() if step.count else ():
-                        sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + _number(value) * step.count
+                    found = {"loss": step.loss, **step.metrics}.items() if step.count else ()
+                    own.add(step.count, {f"val_{name}": _number(value) for name, value in found})
         finally:
             for module, mode in modes:
                 module.training = mode
-        return {name: total / count for name, total in sums.items()} if count else {}
+        return add_up(ctx.ranks, own).means()
 
     def _backward(self, batch: Batch, state: TorchState, accumulate: int) -> tuple[float, int, dict[str, Any]]:
         """Gradients of the mean over all micro-batches; returns (mean loss, count, mean metrics)."""
@@ -197,23 +202,39 @@ class TorchTrainer(ABC):
                 raise TrainerError("every row of the batch has weight 0: there is nothing to learn from.")
             step.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
             return step.loss.item(), step.count, {name: _number(value) for name, value in step.metrics.items()}
-        loss, count = 0.0, 0
-        metrics: dict[str, Any] = {}
-        for micro in _split(batch, accumulate):
+        sums = self._backward_of_sums(batch, state, accumulate)
+        if sums.count == 0:
+            raise TrainerError("every row of the batch has weight 0: there is nothing to learn from.")
+        gradients = [p.grad for p in state.parameters if p.grad is not None]
+        torch._foreach_div_(gradients, float(sums.count))
+        means = sums.means()
+        return means.pop("loss"), sums.count, means
+
+    def _backward_together(
+        self, batch: Batch, state: TorchState, ctx: Context, accumulate: int
+    ) -> tuple[float, int, dict[str, Any]]:
+        """The same, over the rows of all ranks; of a short batch, a rank may have none."""
+        sums = add_up_with_gradients(ctx.ranks, self._backward_of_sums(batch, state, accumulate), state.parameters)
+        means = sums.means()
+        return means.pop("loss"), sums.count, means
+
+    def _backward_of_sums(self, batch: Batch, state: TorchState, accumulate: int) -> Sums:
+        """Gradients of sums over all micro-batches: divided by a count, the mean, whatever the count of each part."""
+        sums = Sums()
+        for micro in split_batch(batch, accumulate):
             step = _checked(self.loss(state.model, micro))
             if step.count == 0:
                 continue  # the mean of nothing is no number, and weighs nothing
-            # gradients of sums, divided by the total count below: the mean over all, whatever each part's count
             (step.loss * step.count).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-            loss += step.loss.item() * step.count
-            count += step.count
-            for name, value in step.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + _number(value) * step.count
-        if count == 0:
-            raise TrainerError("every row of the batch has weight 0: there is nothing to learn from.")
-        gradients = [p.grad for p in state.parameters if p.grad is not None]
-        torch._foreach_div_(gradients, float(count))
-        return loss / count, count, {name: value / count for name, value in metrics.items()}
+            found = {"loss": step.loss, **step.metrics}
+            sums.add(step.count, {name: _number(value) for name, value in found.items()})
+        return sums
+
+
+def has_own_transform(trainer: Trainer) -> bool:
+    """Whether a trainer has the hook `transform`: any but TorchTrainer's, which gives out the columns as they are."""
+    transform = getattr(trainer, "transform", None)
+    return callable(transform) and getattr(transform, "__func__", transform) is not TorchTrainer.transform
 
 
 def _checked(step: Step) -> Step:
@@ -245,16 +266,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, payload: dict[str, Any]) -
 
 def _number(value: Tensor | float) -> float:
     return value.item() if isinstance(value, Tensor) else value
-
-
-def _split(batch: Batch, parts: int) -> list[Batch]:
-    rows = len(next(iter(batch.values())))
-    edges = [rows * part // parts for part in range(parts + 1)]
-    return [
-        {name: tensor[low:high] for name, tensor in batch.items()}
-        for low, high in itertools.pairwise(edges)
-        if high > low
-    ]
 
 
 def _cloned(tree: Any) -> Any:

@@ -1,0 +1,159 @@
+"""A rank that is not the first: it does what rank 0 says, trains in step with it, and writes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from pathlib import Path
+from typing import Any
+
+from trn.checkpoint.meta import CheckpointMeta
+from trn.checkpoint.saver import Moment, Saver
+from trn.errors import STATUS, PeerFailed, RankLost, ResumeRefused, TrainerError, TrnError
+from trn.journal import EventLog, MetricsLog
+from trn.loop.loop import Parts, train
+from trn.loop.progress import Progress
+from trn.loop.stop import StopRequest
+from trn.plan import use_spec_folder
+from trn.provenance.code import code_sha256
+from trn.ranks import error_file
+from trn.ranks.processes import Ended, Ranks
+from trn.records import EMPTY, Json, Position
+from trn.runner.artifacts import prepare_torch
+from trn.runner.company import Company, Job0, LastWord, outcome_of
+from trn.runner.console import say, speak_as
+from trn.runner.make import make
+from trn.runner.reading import open_feed, validation_of
+from trn.runner.restore import progress_of
+from trn.runner.transforming import open_batches
+from trn.trainer import load_trainer
+
+__all__ = ["follow"]
+
+_FOLLOWED = "rank 0 ended the job"
+_ENDING_S = 60.0
+"""How long a rank that failed waits for rank 0 to make an outcome of it."""
+
+
+def follow(company: Company, stop: StopRequest) -> int:
+    """Take part in the job that rank 0 leads; returns the exit status, which is rank 0's wherever that is known."""
+    ranks = company.ranks
+    assert ranks is not None, "a world of one has nobody to follow"
+    speak_as(f"rank {ranks.rank}: ")
+    own: int | None = None
+    reason, patience_s = _FOLLOWED, _ENDING_S
+    try:
+        _take_part(company, company.hear_job(stop), stop)
+    except Ended as error:
+        own = error.exit_status
+    except PeerFailed as error:
+        own, reason = error.exit_status, str(error)
+    except BaseException as error:  # noqa: BLE001 - the boundary of the process: rank 0 is told, whatever it is
+        own = error.exit_status if isinstance(error, TrnError) else STATUS["crashed"].exit
+        reason = str(error) if isinstance(error, TrnError) else f"{type(error).__name__}: {error}"
+        _report(error)
+        ranks.fail(outcome_of(error), reason)
+        if isinstance(error, RankLost):
+            patience_s = 2.0  # perhaps it was rank 0 that is lost
+    company.watchdog.rest()
+    code = ranks.ending(timeout_s=patience_s) if own is not None else ranks.ending()
+    if code is None:
+        code, reason = own or STATUS["rank_lost"].exit, reason if own else "rank 0 is gone"
+    if code:
+        error_file.write(code, reason, is_cause=reason != _FOLLOWED)
+    ranks.disconnect()
+    company.watchdog.stop()
+    ranks.depart()
+    return code
+
+
+def _report(error: BaseException) -> None:
+    if isinstance(error, TrainerError) and error.__cause__ is not None:
+        say("".join(traceback.format_exception(error.__cause__)).rstrip())
+    elif not isinstance(error, TrnError):
+        say("".join(traceback.format_exception(error)).rstrip())
+
+
+def _take_part(company: Company, job: Job0, stop: StopRequest) -> None:
+    plan, run_dir = job.plan, Path(job.plan.run_dir)
+    use_spec_folder(Path(plan.spec_folder))
+    trainer = load_trainer(plan.trainer.name)
+    if code_sha256(type(trainer).__module__) != plan.trainer.code_sha256:
+        raise ResumeRefused(
+            "the trainer's code is not that of rank 0.",
+            where=plan.trainer.module,
+            hint="Let all ranks see the same files.",
+        )
+    prepare_torch(plan)
+    stop.limit_runtime(0.0)  # rank 0 looks at the clock for all
+    meta = None if job.checkpoint is None else CheckpointMeta.read(run_dir / "checkpoints" / job.checkpoint)
+    made = make(plan, trainer, meta, stop, company)
+    if made.error is not None:
+        raise made.error
+    progress = Progress() if meta is None else progress_of(meta)
+    ranks = company.ranks
+    assert ranks is not None, "a follower has somebody to follow"
+    feed = open_feed(plan, progress, company, stop)
+    with contextlib.closing(open_batches(plan, trainer, made.ctx, feed, stop)) as batches:
+        parts = Parts(
+            plan=plan,
+            trainer=trainer,
+            state=made.state,
+            ctx=made.ctx,
+            feed=batches,
+            validation=validation_of(plan, company.world),
+            metrics=_SilentMetrics(run_dir / "reports/train_metrics.jsonl"),
+            val_metrics=_SilentMetrics(run_dir / "reports/val_metrics.jsonl"),
+            events=_SilentEvents(),
+            saver=_SilentSaver(),
+            stop=stop,
+            agreement=made.agreement,
+            watchdog=company.watchdog,
+        )
+        company.watchdog.watch(hang_s=plan.hang_s, give_up=lambda error: _give_up(ranks, error))
+        train(parts, progress, {} if meta is None else meta.metrics)
+
+
+def _give_up(ranks: Ranks, error: TrnError) -> None:
+    """The main thread cannot be asked to end: say why, and end."""
+    LastWord().leave(error.exit_status, str(error), tell=lambda: ranks.fail(outcome_of(error), str(error)))
+
+
+class _SilentEvents(EventLog):
+    """Rank 0 tells them."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+
+    def emit(self, event: str, **fields: Any) -> None: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _SilentMetrics(MetricsLog):
+    """Rank 0 writes them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def position(self) -> Position:
+        return EMPTY
+
+    def append(self, line: Any) -> None: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _SilentSaver(Saver):
+    """Rank 0 saves."""
+
+    def __init__(self) -> None: ...
+    def save(self, state: dict[str, Any], moment: Moment) -> None: ...
+    def committed(self) -> list[CheckpointMeta]:
+        return []
+
+    def mark_best(self, step: int) -> None: ...
+    def complete_epoch(self, step: int, metadata: Json) -> None: ...
+    def retract(self, step: int, *, epochs_over: int, best_step: int | None) -> None: ...
+    def wait(self) -> None: ...
