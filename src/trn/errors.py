@@ -14,6 +14,7 @@
     ├── VerificationFailed    a run's folder is not what its records say
     ├── DeviceError           a device is unknown or busy
     ├── RankLost              a process of the run is gone
+    ├── Hang                  no step ended for too long
     ├── PeerFailed            another process of the run failed first
     └── Stopped               asked to stop: by a signal, a user or a vanished door
 
@@ -33,6 +34,7 @@ __all__ = [
     "DataError",
     "DataExhausted",
     "DeviceError",
+    "Hang",
     "NoGoodCheckpoint",
     "NumericalInstability",
     "PeerFailed",
@@ -243,6 +245,13 @@ class RankLost(TrnError):
 
     code = "rank_lost"
     kind = "ranks"
+
+
+class Hang(TrnError):
+    """No step ended for too long."""
+
+    code = "hang"
+    kind = "run"
 
 
 class PeerFailed(TrnError):

@@ -30,7 +30,7 @@ class Scripted(Group):
     def gather(self, value: Any) -> list[Any]:
         return [value, self.others(value)]
 
-    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+    def sum_(self, tensors: Sequence[torch.Tensor], *, have_met: bool = False) -> None:
         raise AssertionError
 
     def copy_from_first(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -41,7 +41,7 @@ def test_a_world_of_one_says_what_its_own_request_says() -> None:
     stop = StopRequest()
     agreement = Agreement(Alone(), stop)
     assert not agreement.stop_requested()
-    assert agreement.step_made(1, {"train_loss": 1.0}, 0.5, 0.1) == (0.5, 0.1)
+    assert agreement.step_made(1, {"train_loss": 1.0}, 8, 0.5, 0.1) == (0.5, 0.1)
     stop.ask("preempted", "SIGTERM was received")
     assert agreement.stop_requested()
     assert agreement.is_stopping()
@@ -71,7 +71,7 @@ def test_a_request_at_once_is_at_once_for_all() -> None:
 def test_a_request_that_only_this_rank_has_seen_waits_for_the_next_meeting() -> None:
     stop, group = StopRequest(), Scripted()
     agreement = Agreement(group, stop)
-    agreement.step_made(1, {"train_loss": 1.0}, 0.5, 0.1)
+    agreement.step_made(1, {"train_loss": 1.0}, 8, 0.5, 0.1)
     stop.ask("preempted", "SIGTERM was received")
     assert not agreement.stop_requested(), "the others have not heard of it"
     assert agreement.stop_requested()
@@ -82,22 +82,24 @@ def test_a_step_and_the_question_after_it_take_one_meeting() -> None:
     group = Scripted()
     agreement = Agreement(group, StopRequest())
     for step in range(1, 4):
-        agreement.step_made(step, {"train_loss": 1.0}, 0.5, 0.1)
+        agreement.step_made(step, {"train_loss": 1.0}, 8, 0.5, 0.1)
         agreement.stop_requested()
     assert group.meetings == 3
 
 
 def test_the_slowest_rank_gives_the_time_of_a_step() -> None:
     agreement = Agreement(Scripted(lambda row: [*row[:3], 9.0, 0.01]), StopRequest())
-    assert agreement.step_made(1, {"train_loss": 1.0}, 0.5, 0.1) == (9.0, 0.1)
+    assert agreement.step_made(1, {"train_loss": 1.0}, 8, 0.5, 0.1) == (9.0, 0.1)
 
 
 def test_ranks_with_other_numbers_are_told_apart_by_name() -> None:
     def other(said: Any) -> Any:
-        return {"train_loss": 2.0} if isinstance(said, dict) else [said[0], said[1], said[2] + 1, *said[3:]]
+        return (
+            {"train_loss": 2.0, "tokens": 8} if isinstance(said, dict) else [said[0], said[1], said[2] + 1, *said[3:]]
+        )
 
     with pytest.raises(TrainerError, match=r"step 7: train_loss is 1\.0 on rank 0 and 2\.0 on rank 1"):
-        Agreement(Scripted(other), StopRequest()).step_made(7, {"train_loss": 1.0}, 0.5, 0.1)
+        Agreement(Scripted(other), StopRequest()).step_made(7, {"train_loss": 1.0}, 8, 0.5, 0.1)
 
 
 @pytest.mark.parametrize("refuses", [True, False])
@@ -105,4 +107,4 @@ def test_a_step_that_only_one_rank_refused_ends_the_run(refuses: bool) -> None:
     other = Scripted(lambda row: [row[0], 1.0 - row[1], *row[2:]])
     agreement = Agreement(other, StopRequest())
     with pytest.raises(TrainerError, match="refused it, rank"):
-        agreement.step_refused(3) if refuses else agreement.step_made(3, {"train_loss": 1.0}, 0.5, 0.1)
+        agreement.step_refused(3) if refuses else agreement.step_made(3, {"train_loss": 1.0}, 8, 0.5, 0.1)

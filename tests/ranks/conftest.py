@@ -1,4 +1,4 @@
-"""Two hosts are tested where network namespaces may be made: elsewhere these tests are not collected, and not skipped."""
+"""Two hosts are tested where network namespaces may be made; elsewhere these tests are not collected."""
 
 from __future__ import annotations
 

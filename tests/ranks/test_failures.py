@@ -108,6 +108,24 @@ def test_ranks_that_report_different_numbers_are_stopped(tmp_path: Path) -> None
     assert "on rank 1" in outcome(spec.parent / "runs/r")["reason"]
 
 
+@pytest.mark.parametrize(
+    ("what", "step", "code", "said"),
+    [
+        ("refuse", 9, 70, "came to its"),
+        ("eat", 9, 89, "no room for it"),
+        ("spoil", 12, 70, "on rank 1"),
+    ],
+)
+def test_what_only_one_rank_meets_ends_all_with_one_word(
+    tmp_path: Path, what: str, step: int, code: int, said: str
+) -> None:
+    spec = write_together(tmp_path)
+    ask(spec, 1, what, step)
+    with ranks(2, spec, "r") as world:
+        assert world.wait() == [code, code], world.log(0)
+    assert said in outcome(spec.parent / "runs/r")["reason"]
+
+
 def test_ranks_that_build_different_weights_are_refused_and_nothing_stays(tmp_path: Path) -> None:
     spec = write_together(tmp_path)
     ask(spec, 1, "unlike")

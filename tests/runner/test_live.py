@@ -18,6 +18,7 @@ from trn.spec.plan_model import OptimizerPlan, Plan
 from trn.trainer import TorchState
 from trn.trainer.optimizers import OPTIMIZERS, build_optimizer, is_fusable, optimizer_arguments
 
+CPU = torch.device("cpu")
 GIVEN = {"lr": 0.1, "weight_decay": 0.01, "betas": [0.9, 0.99], "eps": 1e-8, "momentum": 0.5, "nesterov": True}
 
 
@@ -59,14 +60,14 @@ class Someone:
 
 def refusal(plan: Plan, state: Any) -> str:
     with pytest.raises(PlanRefused) as caught:
-        check_live(plan, Someone(), state)  # type: ignore[arg-type]
+        check_live(plan, Someone(), state, CPU)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_what_was_planned_is_found(plan: Plan, state: TorchState) -> None:
     before = torch.get_rng_state()
-    check_live(plan, Someone(), state)  # type: ignore[arg-type]
+    check_live(plan, Someone(), state, CPU)  # type: ignore[arg-type]
     assert torch.equal(before, torch.get_rng_state()), "nothing was drawn"
 
 
@@ -77,7 +78,7 @@ def test_every_optimizer_shows_what_was_planned_for_it(tmp_path: Path, state: To
     matrices = nn.Sequential(nn.Linear(3, 3, bias=False))  # muon takes nothing else
     parameters = list(matrices.parameters())
     live = TorchState(matrices, build_optimizer(planned, parameters), parameters)
-    check_live(plan_of(tmp_path / "run", optimizer=planned), Someone(), live)  # type: ignore[arg-type]
+    check_live(plan_of(tmp_path / "run", optimizer=planned), Someone(), live, CPU)  # type: ignore[arg-type]
     other = planned.model_copy(update={"arguments": {**arguments, "lr": 0.2}})
     said = refusal(plan_of(tmp_path / "run", optimizer=other), live)
     assert "at optimizer.lr: planned 0.2, found 0.1." in said
@@ -184,21 +185,21 @@ def test_of_a_plain_trainer_only_what_its_state_shows_is_compared(
     plan = plan_of(tmp_path / "run", optimizer=None, schedule=None)
     parts = {"model": state.model, "optimizer": torch.optim.SGD(state.parameters, lr=3.0), "note": object()}
     plain: Any = list(parts.values()) if shape is list else shape(**parts)
-    check_live(plan, Someone(), plain)  # type: ignore[arg-type]
-    check_live(plan, Someone(), object())  # type: ignore[arg-type]
-    check_live(plan, Someone(), state.model)  # type: ignore[arg-type]
+    check_live(plan, Someone(), plain, CPU)  # type: ignore[arg-type]
+    check_live(plan, Someone(), object(), CPU)  # type: ignore[arg-type]
+    check_live(plan, Someone(), state.model, CPU)  # type: ignore[arg-type]
     torch.manual_seed(3)
     assert "at seed: planned 1, found 3." in refusal(plan, plain)
 
 
 def test_a_plain_trainer_may_keep_a_part_elsewhere_but_not_everything(tmp_path: Path, state: TorchState) -> None:
     plan, away = plan_of(tmp_path / "run", optimizer=None, schedule=None), nn.Linear(2, 2, device="meta")
-    check_live(plan, Someone(), [state.model, away])  # type: ignore[arg-type]
+    check_live(plan, Someone(), [state.model, away], CPU)  # type: ignore[arg-type]
     assert "at device: planned 'cpu', found 'meta'." in refusal(plan, [away])
 
 
 def test_a_plain_trainer_that_honours_the_optimizer_is_held_to_it(plan: Plan, state: TorchState) -> None:
     plain = {"model": state.model, "optimizer": state.optimizer}
-    check_live(plan, Someone(), plain)  # type: ignore[arg-type]
+    check_live(plan, Someone(), plain, CPU)  # type: ignore[arg-type]
     state.optimizer.param_groups[0]["lr"] = 1.0
     assert "at optimizer.lr: planned 0.1, found 1.0." in refusal(plan, plain)

@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 from trn import Step, TorchTrainer
+from trn.errors import NumericalInstability
 
 HERE = Path(__file__).parent
 
@@ -85,6 +86,10 @@ class Together(TorchTrainer):
         time.sleep(ctx.params.pause_s)
         if is_asked(ctx.rank, "raise", ctx.step):
             raise ValueError("a bad day")
+        if is_asked(ctx.rank, "refuse", ctx.step):
+            raise NumericalInstability(step=ctx.step, field="x", value=float("nan"))
+        if is_asked(ctx.rank, "eat", ctx.step):
+            raise MemoryError("no room for it")
         if is_asked(ctx.rank, "sleep", ctx.step):
             time.sleep(600)
         if is_asked(ctx.rank, "die", ctx.step):
@@ -97,6 +102,10 @@ class Together(TorchTrainer):
         if is_asked(ctx.rank, "lie", ctx.step):
             result.metrics["train_loss"] += 1.0
         return result
+
+    def evaluate(self, batches, state, ctx):
+        found = super().evaluate(batches, state, ctx)
+        return {"val_loss": float("nan")} if is_asked(ctx.rank, "spoil", ctx.step) else found
 
     def loss(self, model, batch):
         error = model(batch["x"]) - batch["y"]

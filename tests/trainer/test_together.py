@@ -28,7 +28,7 @@ class Two(Group):
     def gather(self, value: Any) -> list[Any]:
         return [value, self.told]
 
-    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+    def sum_(self, tensors: Sequence[torch.Tensor], *, have_met: bool = False) -> None:
         for tensor, other in zip(tensors, self.others, strict=True):
             tensor += other
 

@@ -6,7 +6,7 @@ checkpoints, the ending) is the same on every rank without another word. A world
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trn.errors import TrainerError
@@ -43,15 +43,17 @@ class Agreement:
         """What `stop_requested` said last, without asking: for a trainer's own code."""
         return self._stop.requested() if self._is_alone else self._is_stopping
 
-    def step_made(self, step: int, values: dict[str, float], wall_s: float, waited_s: float) -> tuple[float, float]:
+    def step_made(
+        self, step: int, values: Mapping[str, float], tokens: int | None, wall_s: float, waited_s: float
+    ) -> tuple[float, float]:
         """The step is made on all ranks; returns (seconds it took, seconds it waited for data) of the slowest.
 
         Raises TrainerError where the ranks did not come to the same values.
         """
         if self._is_alone:
             return wall_s, waited_s
-        digest = hash(tuple(values.values())) & _DIGEST
-        rows = self._meet([1.0, float(digest), wall_s, waited_s])
+        values = {**values, "tokens": -1 if tokens is None else tokens}
+        rows = self._meet([1.0, _digest(values), wall_s, waited_s])
         self._require_alike(step, rows)
         if len({row[1] for row in rows}) > 1:
             self._tell_apart(step, values)
@@ -70,10 +72,10 @@ class Agreement:
         """The rows of a whole batch, of which each rank has its own."""
         return [row for part in self._group.gather(list(own)) for row in part]
 
-    def require_same(self, where: str, values: dict[str, float]) -> None:
+    def require_same(self, where: str, values: Mapping[str, float]) -> None:
         """Raise TrainerError where the ranks do not have the same values."""
         if not self._is_alone:
-            rows = self._meet([float(hash(tuple(values.values())) & _DIGEST)])
+            rows = self._meet([_digest(values)])
             if len({row[0] for row in rows}) > 1:
                 self._tell_apart(where, values)
 
@@ -102,8 +104,8 @@ class Agreement:
                 hint="A trainer must judge what is the same on all ranks: sums over them, not its own part.",
             )
 
-    def _tell_apart(self, step: int | str, values: dict[str, float]) -> None:
-        found = self._group.gather(values)
+    def _tell_apart(self, step: int | str, values: Mapping[str, float]) -> None:
+        found = self._group.gather(dict(values))
         first = found[0]
         for rank, other in enumerate(found):
             for name in first.keys() | other.keys():
@@ -114,3 +116,8 @@ class Agreement:
                         where=f"step {step}" if isinstance(step, int) else step,
                         hint="Sum it with ctx.ranks before it is returned.",
                     )
+
+
+def _digest(values: Mapping[str, float]) -> float:
+    """The same on two ranks where the values are; numbers hash alike in every process."""
+    return float(hash(tuple(values.values())) & _DIGEST)

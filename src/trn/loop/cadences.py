@@ -121,6 +121,7 @@ def settle(parts: Parts, progress: Progress) -> Verdict | None:
     if progress.settled != step:
         if every(plan.sample_every, step) or (plan.sample_every and is_used_up(plan, progress)):
             _sample(parts, step)
+            parts.watchdog.step_ended()
         if ends_epoch:
             metadata = epoch_metadata(parts, progress)
             told = ("epoch", "train_loss", "val_loss", "tokens_seen", "grad_norm_max")
@@ -229,7 +230,11 @@ def _evaluate(parts: Parts, progress: Progress) -> dict[str, float] | None:
         raise TrainerError(
             f"expected metrics by name, found {type(given).__name__}.", where=f"evaluate after step {step}"
         )
-    metrics = finite_metrics(step, given)
+    try:
+        metrics = finite_metrics(step, given)
+    except NumericalInstability:
+        parts.agreement.require_same(f"evaluate after step {step}", {})
+        raise
     parts.agreement.require_same(f"evaluate after step {step}", metrics)
     progress.tally = progress.tally.with_wall(time.perf_counter() - began_s)
     return metrics

@@ -126,7 +126,9 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
             continue
         metrics = _finite(parts, step, result, raw)
         tokens_seen = progress.tokens_seen if result.tokens is None else (progress.tokens_seen or 0) + result.tokens
-        wall_s, waited_s = parts.agreement.step_made(step, metrics, time.perf_counter() - began_s, got_s - began_s)
+        wall_s, waited_s = parts.agreement.step_made(
+            step, metrics, result.tokens, time.perf_counter() - began_s, got_s - began_s
+        )
         line = step_line(
             *(step, epoch, metrics, result.tokens, raw.batch_rows),
             wall_s=wall_s,
@@ -148,14 +150,22 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         verdict = settle(parts, progress) or verdict
         if is_checkpoint_due(plan, progress) and not (verdict and verdict.is_damage):
             checkpoint(parts, progress, last_line)
+            parts.watchdog.step_ended()  # it may have waited for the one before
             saved = step
         if result.control and result.control.backoff_seconds:
-            parts.stop.wait(result.control.backoff_seconds)
+            _pause(parts, result.control.backoff_seconds)
 
     if verdict is None and is_used_up(plan, progress) and is_settled(plan, progress):
         verdict = verdict_at_end(plan, progress)
-    parts.watchdog.rest()
+    parts.watchdog.steps_are_over()
     return _end(parts, progress, last_line, verdict, is_saved=saved == progress.step)
+
+
+def _pause(parts: Parts, seconds: float) -> None:
+    end_s = time.monotonic() + seconds
+    while (left_s := end_s - time.monotonic()) > 0 and not parts.stop.requested():
+        parts.watchdog.step_ended()
+        parts.stop.wait(min(left_s, 1.0))
 
 
 def _take_up(parts: Parts, progress: Progress) -> Verdict | None:

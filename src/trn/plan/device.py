@@ -16,8 +16,8 @@ def torch_device(name: str, *, local_rank: int = 0) -> torch.device:
     except RuntimeError as error:
         raise DeviceError(f"{name!r} is no device; expected cpu, cuda:0, mps ...", where="device") from error
     here = _here()
-    if device.type == "cuda" and device.index is None and local_rank:
-        device = torch.device("cuda", local_rank)
+    if device.type == "cuda" and device.index is None and local_rank and torch.cuda.device_count() > 1:
+        device = torch.device("cuda", local_rank)  # where a launcher shows each rank only its own, that is the first
     indexed = device.type if device.type in ("cpu", "mps") else f"{device.type}:{device.index or 0}"
     if indexed not in here:
         raise DeviceError(f"{name!r} is not here; this machine has {', '.join(here)}.", where="device")

@@ -102,6 +102,12 @@ def refuse_unfit_world(plan: Plan, trainer: Trainer, world: World) -> None:
             where="ddp",
             hint="Start one process; or sum gradients and metrics with ctx.ranks, and list 'ddp' in `honours`.",
         )
+    if world.local_world_size > 1 and ":" in plan.device:
+        raise PlanRefused(
+            f"{world.local_world_size} ranks on this machine cannot share {plan.device!r}.",
+            where="device",
+            hint="Leave the number out: each rank takes the device of its own.",
+        )
     shares = world.world_size * (plan.optimizer.accumulate if plan.optimizer is not None else 1)
     if plan.dataset.batch_size % shares:
         micro = f" with {shares // world.world_size} micro-batches each" if shares > world.world_size else ""

@@ -30,10 +30,11 @@ class Group(ABC):
         """A JSON value of every rank, in the order of the ranks."""
 
     @abstractmethod
-    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+    def sum_(self, tensors: Sequence[torch.Tensor], *, have_met: bool = False) -> None:
         """Replace each tensor by its sum over the ranks; dense ones of the same shapes on all of them.
 
-        The sums are the same to the bit on every rank, and whenever they are taken of the same values.
+        The sums are the same to the bit on every rank, and whenever they are taken of the same values. `have_met`: a
+        gather came just before, so nobody can be out of step.
         """
 
     @abstractmethod
@@ -50,7 +51,7 @@ class Alone(Group):
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
-    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+    def sum_(self, tensors: Sequence[torch.Tensor], *, have_met: bool = False) -> None:
         """Nothing to add."""
 
     def copy_from_first(self, tensors: Sequence[torch.Tensor]) -> None:

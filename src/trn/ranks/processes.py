@@ -17,8 +17,10 @@ import contextlib
 import json
 import math
 import os
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -27,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
-from trn.errors import PeerFailed, RankLost, Stopped
+from trn.errors import PeerFailed, RankLost, Stopped, TrainerError
 from trn.ranks import World, meeting_place
 from trn.ranks.group import Group
 
@@ -38,10 +40,11 @@ _JOIN_S = 300.0
 """How long the ranks wait for each other at the start, before anything of a run exists."""
 _BROKEN_S = 4.0
 """Silence that is enough once a connection broke: beats come every half second."""
-_STUCK_S = 5.0
-"""How long a question waits for the one before it."""
+_KIND_BYTES = 4
+_LASTING = ("failed", "told/end")
 _SMALL_BYTES = 2048
 """What a gather moves in one collective; longer values need a second one."""
+_ATTEMPT = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 _COLLECTIVE = timedelta(days=1)
 """Nobody's limit: a rank that is lost is found by its silence, one that hangs by limits.hang_seconds."""
 
@@ -71,6 +74,10 @@ class Ranks(Group):
         """Since when, by time.monotonic, the store owes an answer."""
         self._store = store
         self._beats = 0
+        self._shared = 0
+        """How many small messages were shared."""
+        self._kept: dict[str, str] = {}
+        """Answers that stay true when the store is gone."""
         self._is_open = False
         self._lock = threading.Lock()
         """The store answers one question at a time: the watchdog asks too."""
@@ -130,6 +137,10 @@ class Ranks(Group):
             self._ask(lambda: self._store.compare_set("failed", "", word))
         self.disconnect()
 
+    def failure_kept(self) -> PeerFailed | None:
+        """What `failure` has said before, without asking: the store may be gone."""
+        return self.failure() if "failed" in self._kept else None
+
     def failure(self) -> PeerFailed | None:
         """Why the first rank failed that did; None while none has, or it was this one."""
         word = self._get("failed")
@@ -166,22 +177,35 @@ class Ranks(Group):
         deadline_s = time.monotonic() + timeout_s
         waited_for = set(range(self.world_size)) - {self.rank}
         with contextlib.suppress(RankLost):
+            silences = {rank: Silence(self, [rank], _BROKEN_S) for rank in waited_for}
             while waited_for and time.monotonic() < deadline_s:
-                waited_for = {rank for rank in waited_for if self._get(f"departed/{rank}") is None}
+                for rank in list(waited_for):
+                    if self._get(f"departed/{rank}") is not None or silences[rank].is_silent():
+                        waited_for.discard(rank)
                 time.sleep(0.02)
 
     def _set(self, key: str, value: str) -> None:
         self._ask(lambda: self._store.set(key, value))
 
+    def listen(self) -> None:
+        """Keep the words that must not be missed, should the store go with the rank that said them."""
+        for key in _LASTING:
+            self._get(key)
+
     def _get(self, key: str) -> str | None:
+        if key in self._kept:
+            return self._kept[key]
+
         def ask() -> str | None:
             return self._store.get(key).decode() if self._store.check([key]) else None
 
         answer: str | None = self._ask(ask)
+        if answer is not None and key in _LASTING:
+            self._kept[key] = answer
         return answer
 
     def _ask(self, question: Callable[[], Any]) -> Any:
-        if not self._lock.acquire(timeout=_STUCK_S):
+        if not self._lock.acquire(timeout=self.silence_s):
             raise RankLost(
                 "the store of the ranks gives no answer: rank 0, or the launcher that keeps it, stands still."
             )
@@ -203,7 +227,8 @@ class Ranks(Group):
         self._call(
             lambda: dist.init_process_group(
                 kinds,
-                store=PrefixStore("group", self._store),
+                # a client of its own: this one must go on giving signs of life meanwhile
+                store=PrefixStore("group", self._store.clone()),
                 rank=self.rank,
                 world_size=self.world_size,
                 timeout=_COLLECTIVE,
@@ -211,19 +236,32 @@ class Ranks(Group):
         )
 
     def exchange(self, values: Sequence[float]) -> list[list[float]]:
-        given = torch.tensor(values, dtype=torch.float64)
-        rows = torch.empty(self.world_size * len(values), dtype=torch.float64)
-        self._call(lambda: _all_gather(rows, given))
-        found: list[list[float]] = rows.view(self.world_size, len(values)).tolist()
-        return found
+        count = len(values)
+        pieces = self._share(f"exchange of {count} numbers", struct.pack(f"<{count}d", *values))
+        return [list(struct.unpack(f"<{count}d", piece)) for piece in pieces]
 
     def gather(self, value: Any) -> list[Any]:
-        data = json.dumps(value).encode()
-        rows = self._gather_bytes(data, _SMALL_BYTES)
+        return [json.loads(piece) for piece in self._share("gather", json.dumps(value).encode())]
+
+    def _share(self, what: str, data: bytes) -> list[bytes]:
+        """The data of every rank. All small messages have one form and one size: who is out of step is found by it.
+
+        Of collectives of different sizes, gloo ends the process or gives garbage. Raises TrainerError.
+        """
+        self._shared += 1
+        kind = zlib.crc32(f"{self._shared} {what}".encode()).to_bytes(_KIND_BYTES, "little")
+        rows = self._gather_bytes(kind + data, _SMALL_BYTES)
+        differing = [rank for rank, (_, piece) in enumerate(rows) if piece[:_KIND_BYTES] != kind]
+        if differing:
+            raise TrainerError(
+                f"rank {self.rank} came to its {what}, rank {differing[0]} to something else.",
+                where=f"what the ranks do together, number {self._shared}",
+                hint="Call ctx.ranks on all ranks in the same order, and judge only what is the same on all of them.",
+            )
         longest = max(size for size, _ in rows)
         if longest > _SMALL_BYTES:
-            rows = self._gather_bytes(data, longest)
-        return [json.loads(piece) for _, piece in rows]
+            rows = self._gather_bytes(kind + data, longest)
+        return [piece[_KIND_BYTES:] for _, piece in rows]
 
     def _gather_bytes(self, data: bytes, room: int) -> list[tuple[int, bytes]]:
         """The length of each rank's data, and as much of it as there is room for."""
@@ -238,7 +276,9 @@ class Ranks(Group):
             found.append((size, row[8 : 8 + min(size, room)].tobytes()))
         return found
 
-    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+    def sum_(self, tensors: Sequence[torch.Tensor], *, have_met: bool = False) -> None:
+        if not have_met:
+            self._share(f"sum of {[(str(one.dtype), one.numel()) for one in tensors]}", b"")
         # one flat tensor of each kind, always laid out alike: in a ring, the order of a sum depends on the place
         for alike in _by_kind(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in alike])
@@ -248,7 +288,8 @@ class Ranks(Group):
     def copy_from_first(self, tensors: Sequence[torch.Tensor]) -> None:
         for alike in _by_kind(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-            self._call(lambda flat=flat: dist.broadcast(flat, 0))  # type: ignore[misc]  # as above
+            # as bytes: not every backend knows every type of number
+            self._call(lambda flat=flat: dist.broadcast(flat.view(torch.uint8), 0))  # type: ignore[misc]  # as above
             if self.rank:
                 _unflatten(flat, alike)
 
@@ -264,6 +305,8 @@ class Ranks(Group):
         try:
             collective()
         except (RuntimeError, ValueError) as error:
+            if self._is_open and not _is_broken(error):
+                raise
             self._explain(error)
         finally:
             self.is_waiting = False
@@ -292,6 +335,14 @@ class Silence:
         self._ranks, self._limit_s = ranks, limit_s
         self._heard = {rank: (time.monotonic(), ranks.beat_of(rank)) for rank in of}
 
+    def is_silent(self) -> bool:
+        """Look."""
+        try:
+            self.check()
+        except RankLost:
+            return True
+        return False
+
     def check(self) -> None:
         """Look. Raises RankLost naming the ranks that gave no sign for `limit_s`."""
         now_s = time.monotonic()
@@ -316,7 +367,11 @@ def join(world: World, until: Callable[[], None]) -> Ranks:
     ranks.beat()
     missing = set(range(world.world_size))
     while missing := {rank for rank in missing if ranks.beat_of(rank) is None}:
-        until()
+        try:
+            until()
+        except Stopped as error:
+            ranks.fail(error.outcome, str(error))  # the others would wait for its first sign of life
+            raise
         if failure := ranks.failure():
             raise failure
         if time.monotonic() > deadline_s:
@@ -338,8 +393,8 @@ def _store(world: World, until: Callable[[], None], deadline_s: float) -> Any:
                 wait_for_workers=False,
                 timeout=timedelta(seconds=5),
             )
-            # the attempts of a launcher that restarts its workers share one server
-            return PrefixStore(f"trn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            # launchers that restart their workers, and the steps of a job, may share one server
+            return PrefixStore("/".join(["trn", *(os.environ.get(name, "") for name in _ATTEMPT)]), store)
         except RuntimeError as error:
             until()
             if time.monotonic() > deadline_s or (world.rank == 0 and isinstance(error, dist.DistNetworkError)):
@@ -353,6 +408,12 @@ def _store(world: World, until: Callable[[], None], deadline_s: float) -> Any:
 _all_gather: Callable[[torch.Tensor, torch.Tensor], Any] = getattr(
     dist, "all_gather_single", dist.all_gather_into_tensor
 )
+
+
+def _is_broken(error: BaseException) -> bool:
+    """Whether a collective failed because of the others or the network, and not because of what it was given."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in said for word in ("gloo", "connection", "socket", "store"))
 
 
 def _by_kind(tensors: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:

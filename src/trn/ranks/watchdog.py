@@ -9,29 +9,24 @@ cannot be asked to end.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import sys
 import threading
 import time
 from collections.abc import Callable
 
-from trn.errors import RankLost, TrnError
+from trn.errors import Hang, RankLost, TrnError
 from trn.ranks.processes import Ranks, Silence
 
-__all__ = ["Hang", "Watchdog"]
+__all__ = ["Watchdog"]
 
 _EVERY_S = 0.5
 _SPOKEN_S = 5.0
 """How long this rank may take to end by itself once another one has failed."""
+_SUSPENDED_S = 5.0
 _STACKS_S = 2.0
 """How long the ranks are given to write down where they are, before the first of them ends."""
-
-
-class Hang(TrnError):
-    """No step ended for too long."""
-
-    code = "hang"
-    kind = "run"
 
 
 class Watchdog:
@@ -44,6 +39,8 @@ class Watchdog:
         self._alive_s = time.monotonic()
         self._failed_s: float | None = None
         self._is_watching = False
+        self._is_running = False
+        """Whether the clock of the steps runs."""
         self._wrote_stacks = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trn-watchdog", daemon=True)
@@ -59,7 +56,7 @@ class Watchdog:
         """From now on, look: a run without a step for `hang_s` seconds (0: however long) hangs."""
         self._hang_s, self._give_up = hang_s, give_up
         self._alive_s = time.monotonic()
-        self._is_watching = True
+        self._is_watching = self._is_running = True
         if not self._thread.is_alive():
             self.start()
 
@@ -67,8 +64,12 @@ class Watchdog:
         """A step, or a batch of an evaluation: the run moves."""
         self._alive_s = time.monotonic()
 
+    def steps_are_over(self) -> None:
+        """No step is due any more; the others are still watched."""
+        self._is_running = False
+
     def rest(self) -> None:
-        """From now on only give signs of life: what is still to be done has its own end."""
+        """From now on only give signs of life: what is still to be done takes its time."""
         self._is_watching = False
 
     def stop(self) -> None:
@@ -76,35 +77,44 @@ class Watchdog:
         self._is_watching = False
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(timeout=1.0)  # it may wait for a store that is gone, and dies with the process
 
     def _run(self) -> None:
         ranks = self._ranks
         silence: Silence | None = None
+        looked_s = time.monotonic()
         while not self._stop.wait(_EVERY_S):
+            now_s = time.monotonic()
+            if now_s - looked_s > _SUSPENDED_S:
+                # this process stood still, and with it perhaps all of them: nobody's silence is known
+                silence, self._alive_s = None, now_s
+            looked_s = now_s
             try:
                 if ranks is not None:
                     ranks.beat()
+                    ranks.listen()
                 if not self._is_watching:
+                    silence = None
                     continue
                 if ranks is not None:
                     watched = range(1, ranks.world_size) if ranks.rank == 0 else [0]
                     silence = silence or Silence(ranks, watched, ranks.silence_s)
                     silence.check()
                     self._look_at_others(ranks)
-                if self._hang_s and time.monotonic() - self._alive_s > self._hang_s:
+                if self._hang_s and self._is_running and now_s - self._alive_s > self._hang_s:
                     self._hang(ranks)
-            except TrnError as error:
+            except Exception as error:  # noqa: BLE001 - the end of this thread would be the end of all watching
                 if self._is_watching:
                     self._is_watching = False
-                    self._give_up(error)
+                    known = error if isinstance(error, TrnError) else RankLost(f"{type(error).__name__}: {error}")
+                    self._give_up((ranks and ranks.failure_kept()) or known)
 
     def _watch_store(self) -> None:
         ranks = self._ranks
         assert ranks is not None, "a world of one has no store"
         while not self._stop.wait(_EVERY_S):
-            if time.monotonic() - ranks.asked_s > ranks.silence_s:
-                self._stop.set()
+            if self._is_watching and time.monotonic() - ranks.asked_s > ranks.silence_s:
+                self._is_watching = False
                 self._give_up(
                     RankLost(f"the store of the ranks, kept by rank 0, did not answer for {ranks.silence_s:g} s.")
                 )
@@ -140,6 +150,7 @@ class Watchdog:
         who = "the run" if ranks is None else f"rank {ranks.rank}"
         if ranks is not None:
             ranks.tell(f"stuck/{ranks.rank}", "waiting" if ranks.is_waiting else "busy")
-        sys.stderr.write(f"{who}: no step ended for {self._hang_s:g} s; its threads stand here:\n")
-        sys.stderr.flush()
-        faulthandler.dump_traceback(file=sys.stderr.fileno())
+        with contextlib.suppress(OSError, ValueError):  # a log that takes no more
+            sys.stderr.write(f"{who}: no step ended for {self._hang_s:g} s; its threads stand here:\n")
+            sys.stderr.flush()
+            faulthandler.dump_traceback(file=sys.stderr.fileno())

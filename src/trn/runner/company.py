@@ -15,6 +15,7 @@ Whoever fails says so at once (`Ranks.fail`); rank 0 makes the outcome of it, wh
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -33,10 +34,12 @@ from trn.ranks.watchdog import Watchdog
 from trn.runner.console import say
 from trn.spec.plan_model import Plan
 
-__all__ = ["Company", "Job0", "LastWord", "lead", "meet", "outcome_of", "refuse_stopped"]
+__all__ = ["Company", "Job0", "LastWord", "is_out_of_memory", "lead", "meet", "outcome_of", "refuse_stopped"]
 
 T = TypeVar("T")
-_DEPART_S = 3.0
+_DEPART_S = 15.0
+"""How long rank 0 waits for the others to hear how it ended; those that are gone are not waited for."""
+_BY_ITSELF_S = 10.0
 _LAST_WORD_S = 15.0
 
 
@@ -65,6 +68,8 @@ class Company:
     world: World = field(default_factory=World)
     ranks: Ranks | None = None
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(None))
+    last_word: LastWord = field(default_factory=lambda: LastWord())
+    owner: int = field(default_factory=os.getpid)
 
     @property
     def group(self) -> Group:
@@ -93,18 +98,44 @@ class Company:
             ranks.hear(f"ready/{rank}", of=rank, until=lambda: refuse_stopped(stop))
         ranks.open(device)
 
+    def watch_each_other(self) -> None:
+        """From the first word of the job on, notice a rank that is gone, also while this one waits in a collective."""
+        ranks = self.ranks
+        if ranks is None:
+            return
+
+        def give_up(error: TrnError) -> None:
+            time.sleep(_BY_ITSELF_S)  # whoever can end by itself does that, with an outcome
+            self.leave(error, tell=lambda: ranks.fail(outcome_of(error), str(error)))
+
+        self.watchdog.watch(hang_s=0.0, give_up=give_up)
+
+    def leave(self, error: TrnError, *, tell: Callable[[], None]) -> NoReturn:
+        """End this process now: its main thread cannot be asked to."""
+        code = error.exit_status
+
+        def tell_all() -> None:
+            tell()
+            if self.ranks is not None and self.ranks.rank == 0:
+                self.ranks.end(code)
+                self.ranks.wait_for_departures(_DEPART_S)
+
+        self.last_word.leave(code, str(error), tell=tell_all)
+
     def telling(self, work: Callable[[], T]) -> T:
         """What `work` gives; where it raises, the others hear of it at once and wait no longer."""
         try:
             return work()
         except BaseException as error:
+            if os.getpid() != self.owner:
+                os._exit(1)  # a child that the trainer forked: it speaks for nobody
             if self.ranks is not None and not isinstance(error, PeerFailed):
                 self.ranks.fail(outcome_of(error), str(error))
             raise
 
-    def require_same_start(self, norms: list[float]) -> None:
+    def require_same_start(self, marks: list[float]) -> None:
         """Raise PlanRefused where the ranks did not build the same weights; what a failed rank said, as PeerFailed."""
-        found = self.group.gather(norms)
+        found = self.group.gather(marks)
         differing = [rank for rank, other in enumerate(found) if other != found[0]]
         if differing:
             raise PlanRefused(
@@ -141,16 +172,28 @@ def lead(company: Company, work: Callable[[Company], int]) -> int:
         code, reason = error.exit_status, str(error)
         ranks.fail(outcome_of(error), reason)
         raise
+    except OSError as error:
+        code, reason = STATUS["io_error"].exit, str(error)
+        raise
     finally:
         if code:
-            error_file.write(code, reason)
+            error_file.write(code, reason, is_cause=ranks.failure_kept() is None)
         ranks.end(code)
         ranks.wait_for_departures(_DEPART_S)
         company.watchdog.stop()
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was what is missing, on whatever device."""
+    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    refused = refused or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    return refused or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
 def outcome_of(error: BaseException) -> str:
     """The word of the outcome table that an exception ends with."""
+    if is_out_of_memory(error) or (isinstance(error, TrnError) and is_out_of_memory(error.__cause__)):
+        return "out_of_memory"
     if isinstance(error, (Stopped, PeerFailed)):
         return error.outcome
     return error.code if isinstance(error, TrnError) else "crashed"

@@ -87,6 +87,8 @@ def compare_with_spec(plan: Plan, loaded: LoadedSpec, world: World) -> tuple[Pla
     of climbing again.
     """
     wanted, trainer = make_plan(loaded, run_id=plan.run_id, runs_dir=Path(plan.runs_dir), world=world)
+    if loaded.spec.threads is None:  # the default is this machine's; the run has made its choice
+        wanted = wanted.model_copy(update={"threads": plan.threads})
     if wanted.schedule is not None and plan.schedule is not None:
         schedule = wanted.schedule.model_copy(update={"total_steps": plan.schedule.total_steps})
         wanted = wanted.model_copy(update={"schedule": schedule})

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from trn.checkpoint.discover import Found, find_named, find_newest_good
 from trn.checkpoint.meta import meta_name
@@ -27,7 +24,7 @@ from trn.plan.publish import withdraw_run
 from trn.provenance.process import clean_event
 from trn.records import Outcome, utc_now
 from trn.runner.artifacts import publish_revision, record_resume, require_run_meta, safe_text
-from trn.runner.company import Company, Job0, LastWord, outcome_of
+from trn.runner.company import Company, Job0, is_out_of_memory, outcome_of
 from trn.runner.console import say
 from trn.runner.contract import Difference
 from trn.runner.make import Made, make
@@ -95,6 +92,10 @@ class _Journal:
             MetricsLog(reports / "val_metrics.jsonl"),
         )
 
+    def close_metrics(self) -> None:
+        self.metrics.close()
+        self.val_metrics.close()
+
     def sync(self) -> None:
         self.metrics.sync()
         self.val_metrics.sync()
@@ -128,7 +129,7 @@ def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
         if not job.resume.is_fork:  # a fork's run_meta begins with this job
             record_resume(plan, job.resume.run_meta, job_id=job.job_id, from_step=restored.progress.step)
     _announce(job, journal.events)
-    progress, last_word = restored.progress, LastWord()
+    progress = restored.progress
 
     def publish(ending: Ending) -> None:
         journal.sync()
@@ -142,15 +143,13 @@ def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
             started_at=started_at,
         )
 
+    def tell_instead(error: TrnError) -> None:
+        """The main thread may only be slow: what it would still write finds no open file."""
+        journal.close_metrics()
+        publish(Ending(outcome_of(error), str(error)))
+
     def give_up(error: TrnError) -> None:
-        """For the watchdog: the main thread cannot be asked to end."""
-
-        def tell() -> None:
-            publish(Ending(outcome_of(error), str(error)))
-            if company.ranks is not None:
-                company.ranks.end(error.exit_status)
-
-        last_word.leave(error.exit_status, str(error), tell=tell)
+        company.leave(error, tell=partial(tell_instead, error))
 
     if company.ranks is not None or plan.hang_s:
         company.watchdog.watch(hang_s=plan.hang_s, give_up=give_up)
@@ -158,7 +157,7 @@ def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
     if os.getpid() != owner:
         os._exit(1)  # a child that the trainer forked and that came out of the loop: the run is its parent's
     company.watchdog.rest()
-    last_word.take()
+    company.last_word.take()
     publish(ending)
     lock.release()
     return STATUS[ending.status].exit
@@ -193,6 +192,7 @@ def _make_or_refuse(job: Job, found: Found, lock: Lock, stop: StopRequest, compa
     Raises what the job is refused with; a failure of the trainer's own code is kept for the outcome.
     """
     plan = job.plan
+    company.watch_each_other()
     company.tell_job(Job0(plan, job.job_id, None if found.meta is None else meta_name(found.meta.step)))
     try:
         made = make(plan, job.trainer, found.meta, stop, company)
@@ -228,7 +228,7 @@ def _attempt(work: Callable[[], Ending]) -> Ending:
         say(str(error))
         return Ending(error.outcome, str(error))
     except TrnError as error:
-        memory = _out_of_memory(error.__cause__)
+        memory = is_out_of_memory(error.__cause__)
         if isinstance(error, TrainerError) and error.__cause__ is not None:
             say("".join(traceback.format_exception(error.__cause__)).rstrip())
         say(str(error))
@@ -236,13 +236,7 @@ def _attempt(work: Callable[[], Ending]) -> Ending:
     except BaseException as error:  # noqa: BLE001 - the boundary of the process: the failure is named in the outcome
         say("".join(traceback.format_exception(error)).rstrip())
         reason = f"{type(error).__name__}: {error}"
-        return Ending("out_of_memory" if _out_of_memory(error) else "crashed", reason)
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    refused = refused or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    return refused or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        return Ending("out_of_memory" if is_out_of_memory(error) else "crashed", reason)
 
 
 def _train(job: Job, journal: _Journal, restored: Restored, made: Made, stop: StopRequest, company: Company) -> Ending:
@@ -285,6 +279,7 @@ def _train(job: Job, journal: _Journal, restored: Restored, made: Made, stop: St
         ended = True
         return ending
     finally:
+        company.watchdog.rest()  # a save that is in flight takes its time
         feed.close()
         _finish_saving(saver, journal, must_hold=ended)
 

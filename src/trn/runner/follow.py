@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,13 @@ from trn.journal import EventLog, MetricsLog
 from trn.loop.loop import Parts, train
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
-from trn.plan import use_spec_folder
+from trn.plan import NOT_LIBRARIES, use_spec_folder, versions_here
 from trn.provenance.code import code_sha256
 from trn.ranks import error_file
-from trn.ranks.processes import Ended, Ranks
-from trn.records import EMPTY, Json, Position
+from trn.ranks.processes import Ended
+from trn.records import EMPTY, Json, JsonError, Position
 from trn.runner.artifacts import prepare_torch
-from trn.runner.company import Company, Job0, LastWord, outcome_of
+from trn.runner.company import Company, Job0, outcome_of
 from trn.runner.console import say, speak_as
 from trn.runner.make import make
 from trn.runner.reading import open_feed, validation_of
@@ -31,8 +33,6 @@ from trn.trainer import load_trainer
 __all__ = ["follow"]
 
 _FOLLOWED = "rank 0 ended the job"
-_ENDING_S = 60.0
-"""How long a rank that failed waits for rank 0 to make an outcome of it."""
 
 
 def follow(company: Company, stop: StopRequest) -> int:
@@ -41,7 +41,7 @@ def follow(company: Company, stop: StopRequest) -> int:
     assert ranks is not None, "a world of one has nobody to follow"
     speak_as(f"rank {ranks.rank}: ")
     own: int | None = None
-    reason, patience_s = _FOLLOWED, _ENDING_S
+    reason, patience_s = _FOLLOWED, math.inf
     try:
         _take_part(company, company.hear_job(stop), stop)
     except Ended as error:
@@ -49,13 +49,17 @@ def follow(company: Company, stop: StopRequest) -> int:
     except PeerFailed as error:
         own, reason = error.exit_status, str(error)
     except BaseException as error:  # noqa: BLE001 - the boundary of the process: rank 0 is told, whatever it is
-        own = error.exit_status if isinstance(error, TrnError) else STATUS["crashed"].exit
+        if os.getpid() != company.owner:
+            os._exit(1)  # a child that the trainer forked: it speaks for nobody
+        own = STATUS[outcome_of(error)].exit
         reason = str(error) if isinstance(error, TrnError) else f"{type(error).__name__}: {error}"
         _report(error)
+        error_file.write(own, reason)
         ranks.fail(outcome_of(error), reason)
         if isinstance(error, RankLost):
             patience_s = 2.0  # perhaps it was rank 0 that is lost
     company.watchdog.rest()
+    company.last_word.take()
     code = ranks.ending(timeout_s=patience_s) if own is not None else ranks.ending()
     if code is None:
         code, reason = own or STATUS["rank_lost"].exit, reason if own else "rank 0 is gone"
@@ -84,15 +88,27 @@ def _take_part(company: Company, job: Job0, stop: StopRequest) -> None:
             where=plan.trainer.module,
             hint="Let all ranks see the same files.",
         )
+    if (here := versions_here(tuple(name for name in plan.versions if name not in NOT_LIBRARIES))) != plan.versions:
+        name = next(name for name in plan.versions if here.get(name) != plan.versions[name])
+        raise ResumeRefused(
+            f"this rank has {here.get(name)!r}, rank 0 has {plan.versions[name]!r}.",
+            where=f"versions.{name}",
+            hint="Install the same on all machines.",
+        )
     prepare_torch(plan)
+    company.watch_each_other()
     stop.limit_runtime(0.0)  # rank 0 looks at the clock for all
-    meta = None if job.checkpoint is None else CheckpointMeta.read(run_dir / "checkpoints" / job.checkpoint)
+    meta = None if job.checkpoint is None else _read_meta(run_dir / "checkpoints" / job.checkpoint)
     made = make(plan, trainer, meta, stop, company)
     if made.error is not None:
         raise made.error
     progress = Progress() if meta is None else progress_of(meta)
     ranks = company.ranks
     assert ranks is not None, "a follower has somebody to follow"
+
+    def give_up(error: TrnError) -> None:
+        company.leave(error, tell=lambda: ranks.fail(outcome_of(error), str(error)))
+
     feed = open_feed(plan, progress, company, stop)
     with contextlib.closing(open_batches(plan, trainer, made.ctx, feed, stop)) as batches:
         parts = Parts(
@@ -110,13 +126,19 @@ def _take_part(company: Company, job: Job0, stop: StopRequest) -> None:
             agreement=made.agreement,
             watchdog=company.watchdog,
         )
-        company.watchdog.watch(hang_s=plan.hang_s, give_up=lambda error: _give_up(ranks, error))
+        company.watchdog.watch(hang_s=plan.hang_s, give_up=give_up)
         train(parts, progress, {} if meta is None else meta.metrics)
 
 
-def _give_up(ranks: Ranks, error: TrnError) -> None:
-    """The main thread cannot be asked to end: say why, and end."""
-    LastWord().leave(error.exit_status, str(error), tell=lambda: ranks.fail(outcome_of(error), str(error)))
+def _read_meta(path: Path) -> CheckpointMeta:
+    try:
+        return CheckpointMeta.read(path)
+    except (OSError, JsonError) as error:
+        raise ResumeRefused(
+            f"rank 0 goes on from it, and it cannot be read here: {error}.",
+            where=str(path),
+            hint="Let all ranks see the same folder of runs.",
+        ) from error
 
 
 class _SilentEvents(EventLog):

@@ -35,13 +35,13 @@ class _Claim(NamedTuple):
     found: Any
 
 
-def check_live(plan: Plan, trainer: Trainer, state: Any) -> None:
+def check_live(plan: Plan, trainer: Trainer, state: Any, device: torch.device) -> None:
     """Raise PlanRefused, naming each key with its planned and its found value, where plan and live objects differ.
 
     To be called right after `trainer.configure(ctx)` gave `state`, before it is restored: a restored optimizer has
-    the learning rate of its step, a restored generator another past.
+    the learning rate of its step, a restored generator another past. `device` is that of the plan on this rank.
     """
-    differing = [claim for claim in (*_settings(plan), *_objects(plan, state)) if claim.planned != claim.found]
+    differing = [claim for claim in (*_settings(plan), *_objects(plan, state, device)) if claim.planned != claim.found]
     if not differing:
         return
     told = [f"planned {one.planned!r}, found {one.found!r}" for one in differing]
@@ -76,12 +76,12 @@ def _determinism() -> bool | str:
     return "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
 
 
-def _objects(plan: Plan, state: Any) -> Iterator[_Claim]:
+def _objects(plan: Plan, state: Any, device: torch.device) -> Iterator[_Claim]:
     """What `configure` made, as far as its state shows it."""
     parts = [state, *_parts(state)]
     modules = [part for part in parts if isinstance(part, nn.Module)]
     optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
-    yield from _devices(plan, modules, must_be_all=isinstance(state, TorchState))
+    yield from _devices(device, modules, must_be_all=isinstance(state, TorchState))
     if plan.optimizer is not None:
         for optimizer in optimizers:
             yield from _optimizer(plan.optimizer, optimizer)
@@ -98,10 +98,10 @@ def _parts(state: Any) -> list[Any]:
     return [] if isinstance(state, nn.Module) else list(getattr(state, "__dict__", {}).values())
 
 
-def _devices(plan: Plan, modules: list[nn.Module], *, must_be_all: bool) -> Iterator[_Claim]:
+def _devices(device: torch.device, modules: list[nn.Module], *, must_be_all: bool) -> Iterator[_Claim]:
     """A plain trainer may keep parts elsewhere, but not everything: that would be another device than recorded."""
     found = {_device(parameter.device) for module in modules for parameter in module.parameters()}
-    planned = _device(torch.device(plan.device))
+    planned = _device(device)
     if must_be_all or planned not in found:
         for elsewhere in sorted(found - {planned}):
             yield _Claim("device", planned, elsewhere)

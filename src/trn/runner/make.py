@@ -22,6 +22,7 @@ from trn.runner.live import check_live
 from trn.runner.restore import apply_state
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, TorchState, Trainer
+from trn.trainer.together import share_buffers
 
 __all__ = ["Made", "make"]
 
@@ -43,6 +44,8 @@ def make(plan: Plan, trainer: Trainer, meta: CheckpointMeta | None, stop: StopRe
     """
     owner = os.getpid()
     device = torch_device(plan.device, local_rank=company.world.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what a trainer calls "cuda" is this rank's
     agreement = Agreement(company.group, stop)
     ctx = Context(
         plan=plan,
@@ -58,13 +61,15 @@ def make(plan: Plan, trainer: Trainer, meta: CheckpointMeta | None, stop: StopRe
         company.assemble(device, stop)
         rng.seed_all(plan.seed)
         state = _configure(trainer, ctx, stop)
-        check_live(plan, trainer, state)
-        company.require_same_start(_norms(state))
+        check_live(plan, trainer, state, device)
+        company.require_same_start(_marks(state))
         if meta is not None:
             apply_state(plan, meta, trainer, state, ctx)
         elif ctx.rank:
             # alike while the weights are drawn, and from now on each its own: dropout must not repeat on every rank
             rng.seed_all(derived_seed(plan.seed, f"rank {ctx.rank}", 0))
+        if isinstance(state, TorchState):
+            share_buffers(company.group, state.model)
         company.group.gather(None)  # nobody goes on before all came so far
         return Made(ctx, agreement, state)
     except (PlanRefused, ResumeRefused):
@@ -86,8 +91,9 @@ def _configure(trainer: Trainer, ctx: Context, stop: StopRequest) -> Any:
         raise TrainerError(f"{type(error).__name__}: {error}", where="setup or configure") from error
 
 
-def _norms(state: Any) -> list[float]:
-    """What tells weights apart without moving them: the norm of each parameter."""
+def _marks(state: Any) -> list[float]:
+    """What tells weights apart without moving them: norm and sum of each parameter."""
     if not isinstance(state, TorchState):
         return []
-    return [norm.item() for norm in torch._foreach_norm([parameter.detach() for parameter in state.parameters])]
+    weights = [parameter.detach() for parameter in state.parameters]
+    return [mark.item() for mark in (*torch._foreach_norm(weights), *(weight.sum() for weight in weights))]

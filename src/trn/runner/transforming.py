@@ -94,7 +94,7 @@ class _Apart(Group):
     def gather(self, value: Any) -> list[Any]:
         self._refuse()
 
-    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+    def sum_(self, tensors: Sequence[torch.Tensor], *, have_met: bool = False) -> None:
         self._refuse()
 
     def copy_from_first(self, tensors: Sequence[torch.Tensor]) -> None:

@@ -87,7 +87,8 @@ class Context:
 
     `step` is the step being made, from 1 (0 before the first); `row_ids` are the data-set row numbers of this rank's
     rows, int64 `[rows]`. `lr_factor` is what skipped steps have made of the learning rate: multiply yours by it if you
-    honour `guard`. `cancelled()` is true once the run was asked to stop: long work of your own should look.
+    honour `guard`. `cancelled()` is true once the run was asked to stop: long work of your own should
+    look; of several ranks, once they have agreed on it, between two steps.
     `ranks` are the processes of the run: what a trainer that lists "ddp" in `honours` sums and gathers with.
     `tensors(raw_batch)` gives its columns as tensors, without a copy where the layout allows; `tensors(raw_batch,
     names)` only these, where others (strings, images) stay in Arrow.

@@ -19,6 +19,8 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
     A column of lists of varying length, `NAME` with `NAME_offsets` as `ctx.tensors` gives it, is cut where its rows
     are, and its offsets begin at 0 in each part.
     """
+    if parts == 1:
+        return [batch] if batch else []
     rows = _rows_of(batch) if batch else 0
     edges = [rows * part // parts for part in range(parts + 1)]
     return [_cut(batch, low, high) for low, high in itertools.pairwise(edges) if high > low]

@@ -31,7 +31,7 @@ class Sums:
         if count:
             self.count += count
             for name, value in values.items():
-                self.values[name] = self.values.get(name, 0.0) + value * count
+                self.values[name] = self.values.get(name, 0.0) + float(value) * count
 
     def add_sums(self, count: int, values: Mapping[str, float]) -> None:
         """Take in another rank's."""
@@ -76,7 +76,7 @@ def add_up_with_gradients(ranks: Group, own: Sums, parameters: Sequence[nn.Param
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
-    ranks.sum_(gradients)
+    ranks.sum_(gradients, have_met=True)
     torch._foreach_div_(gradients, float(total.count))
     return total
 

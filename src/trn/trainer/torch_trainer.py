@@ -265,7 +265,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, payload: dict[str, Any]) -
 
 
 def _number(value: Tensor | float) -> float:
-    return value.item() if isinstance(value, Tensor) else value
+    return value.item() if hasattr(value, "item") else value
 
 
 def _cloned(tree: Any) -> Any:
