@@ -29,6 +29,7 @@ from trn.feed import (
     open_dataset,
 )
 from trn.feed.cache import find_cache, verify_cache
+from trn.feed.manifest import write_manifest
 from trn.feed.order import Remainder
 from trn.feed.tensors import to_tensors
 from trn.files import Lock
@@ -222,7 +223,7 @@ def test_what_the_caller_raises_ends_the_making_and_leaves_nothing(dataset: Data
 
     with pytest.raises(KeyboardInterrupt):
         make_cache(dataset, ["id"], folder, each_block=refuse)
-    assert os.listdir(folder) == [".lock"]
+    assert os.listdir(folder) == [".trn-cache.lock"]
 
 
 def test_whoever_comes_second_waits_and_is_asked_meanwhile(dataset: Dataset, folder: Path) -> None:
@@ -232,7 +233,7 @@ def test_whoever_comes_second_waits_and_is_asked_meanwhile(dataset: Dataset, fol
         assert rows == 0
         raise TimeoutError
 
-    with Lock(folder / ".lock"), pytest.raises(TimeoutError):
+    with Lock(folder / ".trn-cache.lock"), pytest.raises(TimeoutError):
         make_cache(dataset, ["id"], folder, each_block=give_up)
 
 
@@ -265,3 +266,29 @@ def test_the_file_is_arrow_ipc_that_anybody_reads(dataset: Dataset, folder: Path
         table = pa.ipc.open_file(source).read_all()
     assert table.column("id").to_pylist() == list(range(23))
     assert found.rows == 23
+
+
+def test_a_cache_is_not_used_for_other_data_of_the_same_size_and_footer(tmp_path: Path) -> None:
+    path, folder = tmp_path / "x.parquet", tmp_path / "cache"
+    for seed in (1, 2):
+        values = np.random.default_rng(seed).integers(0, 256, 64 * 768, np.uint8)
+        images = pa.FixedSizeListArray.from_arrays(pa.array(values), 768)
+        pq.write_table(pa.table({"x": images}), path, compression="none")
+        plain, indexed = open_dataset([str(path)], columns=None), write_manifest([str(path)], tmp_path / "dataset.json")
+        for dataset in (plain, indexed):
+            assert not has_cache(dataset, ["x"], folder)
+            make_cache(dataset, ["x"], folder)
+            rows = open_cache(dataset, ["x"], folder)
+            found = rows.take(np.arange(64)).column("x").values.to_numpy()
+            assert np.array_equal(found, values)
+            rows.close()
+
+
+def test_a_cache_leaves_alone_what_is_not_its_own(tmp_path: Path) -> None:
+    path, folder = tmp_path / "x.parquet", tmp_path / "cache"
+    pq.write_table(pa.table({"x": [1, 2, 3]}), path)
+    (folder / ".packed.tmp-123").mkdir(parents=True)
+    (folder / ".dataset.json.tmp-9").write_text("under way")
+    make_cache(open_dataset([str(path)], columns=None), ["x"], folder)
+    assert (folder / ".packed.tmp-123").is_dir()
+    assert (folder / ".dataset.json.tmp-9").read_text() == "under way"

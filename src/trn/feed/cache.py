@@ -1,10 +1,11 @@
 """A data set decoded once into uncompressed, memory-mapped Arrow: docs/formats/cache.md.
 
-    Dataset, columns -> KEY -> FOLDER/KEY.arrow, then FOLDER/KEY.json          (make_cache, under FOLDER/.lock)
+    Dataset, columns -> KEY -> FOLDER/KEY.arrow, then FOLDER/KEY.json  (make_cache, under FOLDER/.trn-cache.lock)
     FOLDER/KEY.json -> sizes, schema and rows compared -> MappedRows           (open_cache, no lock)
 
-The manifest is written last: without it, or where it does not fit, nothing is used. The key stands for the content
-of the data set and for the columns, so one folder holds the caches of many data sets, and none is ever out of date.
+The manifest is written last: without it, or where it does not fit, nothing is used. The key stands for the columns and
+the content of the data set, so one folder holds the caches of many. Content is the fingerprint and, since files of one
+size can share a footer, the digests of the row groups where a manifest gave them, else the files' times.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from trn.feed.dataset import Dataset
 from trn.feed.gather import plain_type
 from trn.feed.mapped import MappedRows
 from trn.feed.strict import fields
-from trn.files import Lock, atomic_file, make_folder, sha256_file, sweep, write_atomic
+from trn.files import TEMP_MARK, Lock, atomic_file, make_folder, remove, sha256_file, write_atomic
 from trn.records import JsonError, pretty_json, read_json, sha256_json
 
 __all__ = [
@@ -40,11 +41,12 @@ __all__ = [
 CACHE_VERSION = 1
 _PIECE_BYTES = 64 << 20
 _MOST_PADDING = 1 << 20
-_LOCK_NAME = ".lock"
+_LOCK_NAME = ".trn-cache.lock"
 _WAIT_S = 0.5
 _TOP: dict[str, type] = {
     "schema_version": int,
     "fingerprint": str,
+    "content_sha256": str,
     "columns": list,
     "rows": int,
     "size_bytes": int,
@@ -65,7 +67,14 @@ class Cache:
 
 
 def _key(dataset: Dataset, columns: Sequence[str]) -> str:
-    return sha256_json({"columns": _columns(dataset, columns), "fingerprint": dataset.fingerprint})[:32]
+    return sha256_json({"columns": _columns(dataset, columns), "content": _content(dataset)})[:32]
+
+
+def _content(dataset: Dataset) -> str:
+    marks = [
+        [file.mtime_ns] if file.digests is None else [one.sha256 for one in file.digests] for file in dataset.files
+    ]
+    return sha256_json({"fingerprint": dataset.fingerprint, "marks": marks})
 
 
 def _columns(dataset: Dataset, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -105,8 +114,14 @@ def find_cache(dataset: Dataset, columns: Sequence[str], folder: Path) -> Cache:
         raise DataError(f"the cache cannot be read: {error.strerror or error}.", where=str(manifest)) from error
     except JsonError as error:
         raise _damaged(manifest, str(error)) from error
-    expected = (CACHE_VERSION, dataset.fingerprint, _columns(dataset, columns), dataset.rows)
-    if (found["schema_version"], found["fingerprint"], found["columns"], found["rows"]) != expected:
+    expected = {
+        "schema_version": CACHE_VERSION,
+        "fingerprint": dataset.fingerprint,
+        "content_sha256": _content(dataset),
+        "columns": _columns(dataset, columns),
+        "rows": dataset.rows,
+    }
+    if any(found[name] != value for name, value in expected.items()):
         raise _damaged(manifest, "it describes another data set or version")
     if size_bytes != found["size_bytes"]:
         raise _damaged(path, f"it has {size_bytes} bytes, its manifest says {found['size_bytes']}")
@@ -123,7 +138,10 @@ def open_cache(dataset: Dataset, columns: Sequence[str], folder: Path) -> Mapped
     Sizes, structure, names, types and the number of rows are compared; the bytes of the rows are not (`verify_cache`).
     """
     cache = find_cache(dataset, columns, folder)
-    rows = MappedRows(cache.path, columns, size_bytes=cache.size_bytes)
+    try:
+        rows = MappedRows(cache.path, columns, size_bytes=cache.size_bytes)
+    except DataError as error:
+        raise _damaged(cache.path, error.message.rstrip(".")) from error
     described = [{"name": one.name, "type": str(one.type)} for one in rows.schema]
     if rows.rows != cache.rows or described != _columns(dataset, columns):
         rows.close()
@@ -159,12 +177,18 @@ def make_cache(
         each_block(0)
     try:
         if not has_cache(dataset, columns, folder):
-            sweep(folder)
+            _clear_torn(dataset, columns, folder)
             _write(dataset, columns, folder, reader, each_block)
     finally:
         reader.close()
         lock.release()
     return find_cache(dataset, columns, folder)
+
+
+def _clear_torn(dataset: Dataset, columns: Sequence[str], folder: Path) -> None:
+    """Remove what others that died left of this very cache; whatever else lies in the folder is somebody else's."""
+    for path in folder.glob(f".{_key(dataset, columns)}.*{TEMP_MARK}*"):
+        remove(path)
 
 
 def _refuse_dictionaries(schema: pa.Schema, dataset: Dataset) -> None:
@@ -193,6 +217,7 @@ def _write(
     value: dict[str, Any] = {
         "schema_version": CACHE_VERSION,
         "fingerprint": dataset.fingerprint,
+        "content_sha256": _content(dataset),
         "columns": _columns(dataset, columns),
         "rows": dataset.rows,
         "size_bytes": file.size_bytes,

@@ -22,9 +22,10 @@ from trn.files.faults import fault_count, set_fault
 from trn.files.folders import foreign, free_bytes, make_folder, move, publish_folder, remove, remove_tree, sweep
 from trn.files.locks import Lock, is_locked
 from trn.files.logs import AppendLog, append_line, last_line, last_lines
-from trn.files.whole import AtomicFile, atomic_file, link_atomic, sync_folder, write_atomic
+from trn.files.whole import TEMP_MARK, AtomicFile, atomic_file, link_atomic, sync_folder, write_atomic
 
 __all__ = [
+    "TEMP_MARK",
     "AppendLog",
     "AtomicFile",
     "Lock",
