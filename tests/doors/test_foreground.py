@@ -112,6 +112,49 @@ def test_a_runner_that_dies_before_it_has_a_folder_keeps_its_output(
     assert str(job_log(runs_dir, row)) in capsys.readouterr().err
 
 
+def test_the_log_of_a_rank_lost_before_the_run_began_is_kept(runs_dir: Path) -> None:
+    row = row_of(runs_dir, "demo")
+    with open_store(runs_dir) as store:
+        ending = open_door(store, row, [sys.executable, "-c", "print('no place to meet'); raise SystemExit(87)"])
+    assert (ending.state, ending.exit_code, ending.outcome) == ("rank_lost", 87, None)
+    assert job_log(runs_dir, row).read_text() == "no place to meet\n"
+
+
+OUTLIVED = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True)
+while not os.path.exists(os.path.join(sys.argv[sys.argv.index("--run-dir") + 1], "reports", "train_metrics.jsonl")):
+    time.sleep(0.01)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_run_that_outlives_its_launcher_ends_as_it_says(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trn.jobs.ending._LOCK_WAIT_S", 0.0)
+    row = row_of(runs_dir, "demo")
+    with open_store(runs_dir) as store:
+        ending = open_door(store, row, [sys.executable, "-c", OUTLIVED, *argv("--then", "wait")[1:]])
+        found = store.get(row.job_id)
+    assert found is not None
+    assert (ending.state, ending.exit_code, ending.is_lost, found.state) == ("preempted", 75, False, "preempted")
+    said = capsys.readouterr().err.splitlines()
+    assert said.count("trn: what started the run is gone; waiting for the run to end") == 1
+
+
+def test_a_run_that_is_held_for_ever_is_not_begun_anew(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trn.jobs.ending._LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("trn.doors.foreground._OUTLIVED_S", 0.1)
+    row = row_of(runs_dir, "demo")
+    with open_store(runs_dir) as store:
+        ending = open_door(store, row, [sys.executable, "-c", OUTLIVED, *argv("--then", "lock")[1:]])
+    holder = files.is_locked(runs_dir / "demo" / ".lock")
+    assert holder is not None
+    os.kill(int(holder.split()[0].removeprefix("pid=")), signal.SIGKILL)
+    assert (ending.state, ending.is_lost) == ("crashed", False)
+
+
 def test_a_resume_is_a_second_job_of_the_run(runs_dir: Path) -> None:
     _, first = keep(runs_dir, "--then", "die")
     ending, second = keep(runs_dir, "--then", "complete", "--from-step", "3")

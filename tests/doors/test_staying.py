@@ -106,6 +106,25 @@ sys.exit(staying.stay_with(start, "local", False))
     assert len(jobs(runs_dir)) == 1
 
 
+@pytest.mark.parametrize(("layout", "expected"), [("4", "0 0 4 4"), ("2, 3", "0 0 6 2"), ("1", "None None None None")])
+def test_the_plan_foretold_is_that_of_the_whole_world(layout: str, expected: str) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from trn.doors import staying
+from trn.doors.processes import Processes
+from trn.launch import Layout
+from trn.ranks import World
+names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"]
+child = f"import os; print(*map(os.environ.get, {{names}}))"
+staying._runner = lambda job_id: [sys.executable, "-c", child]
+staying.Start(Path("runs"), "demo", [], Processes(Layout({layout}), World(), 0), "", 30.0).foretell()
+"""
+    environ = {name: value for name, value in os.environ.items() if "RANK" not in name and "WORLD_SIZE" not in name}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected.split()
+
+
 @pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_run_goes_on(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -108,6 +109,40 @@ def test_its_folder_is_there_for_the_program_and_gone_afterwards(tmp_path: Path)
     was_there, folder = log.read_text().split()
     assert was_there == "True"
     assert not Path(folder).exists()
+
+
+def test_folders_of_agents_that_were_killed_are_removed(
+    mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    left, used, new = (tmp_path / f"trn-ranks-{name}" for name in ("left", "used", "new"))
+    for folder in (left, used, new):
+        folder.mkdir()
+        (folder / "error.json").touch()
+    for folder in (left, used):
+        os.utime(folder, (1, 1))
+    fd = os.open(used, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    child = LocalLauncher().start(agent("ok"), log=tmp_path / "job.log")
+    assert child.wait(20) == 0
+    os.close(fd)
+    assert {path.name for path in tmp_path.glob("trn-ranks-*")} == {used.name, new.name}
+
+
+def test_the_folder_of_a_running_agent_is_locked(mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    started = Started(tmp_path, mark, "wait")
+    (folder,) = tmp_path.glob("trn-ranks-*")
+    os.utime(folder, (1, 1))
+    other = LocalLauncher().start(agent("ok"), log=tmp_path / "other.log")
+    assert other.wait(20) == 0
+    assert folder.is_dir()
+    os.kill(started.agent, signal.SIGKILL)
+    started.wait_for_all()
+    assert folder.is_dir()
+    os.utime(folder, (1, 1))
+    assert LocalLauncher().start(agent("ok"), log=tmp_path / "other.log").wait(20) == 0
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])

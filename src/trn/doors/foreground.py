@@ -2,7 +2,7 @@
 
     hold the launch lock -> row `submitted` -> start the child -> `starting` -> its first event -> `running`
         while it lives: news from the run's folder and the job's log -> display; signals -> child
-    child gone -> settle (what the runner could not write) -> row with its outcome -> Ending
+    child gone, the run let go -> settle (what the runner could not write) -> row with its outcome -> Ending
 
 A door watches and records. When the store, the log or the terminal fails it says so, or falls silent, and the run
 goes on: nothing here may end a training but a signal that the user sent.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from trn.doors.progress import Display, SilentDisplay
 from trn.doors.standing import Standing, after_event, after_metrics
 from trn.doors.text import clean_line
 from trn.errors import StorageError
-from trn.files import Lock, make_folder, remove
+from trn.files import Lock, is_locked, make_folder, remove
 from trn.jobs import Store, job_log, launch_lock
 from trn.jobs.ending import Ending, settle
 from trn.launch import Handle, Launcher
@@ -34,6 +35,8 @@ from trn.records import JobRow, utc_now
 __all__ = ["Watch", "run_in_foreground"]
 
 _LOOK_EVERY_S = 0.2
+_OUTLIVED_S = 600.0
+"""How long a job whose child is gone may hold its run: a step, the grace, and a checkpoint."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -55,12 +58,33 @@ def run_in_foreground(watch: Watch, launcher: Launcher, argv: Sequence[str]) -> 
             while child.poll() is None:
                 watch.look()
                 child.wait(_LOOK_EVERY_S)
+            is_free = _wait_for_run(watch)
             watch.look_at_the_rest()
-            return _end(watch, child.poll() or 0, child.failure())
+            ending = _end(watch, child.poll() or 0, child.failure())
+            return ending if is_free else replace(ending, is_lost=False)
     finally:
         with contextlib.suppress(StorageError):
             remove(lock.path)
         lock.release()
+
+
+def _wait_for_run(watch: Watch) -> bool:
+    """Watch on while the child has ended and the job still holds its run; returns whether the run is free.
+
+    Ranks outlive a launcher that is killed: they end their step, and write their last checkpoint.
+    """
+    deadline_s = time.monotonic() + _OUTLIVED_S
+    is_told = False
+    while watch.holds_run():
+        if time.monotonic() > deadline_s:
+            watch.say(f"trn: the run is still held after {_OUTLIVED_S:g} s; what ends it is not waited for")
+            return False
+        if not is_told:
+            watch.say("trn: what started the run is gone; waiting for the run to end")
+        is_told = True
+        watch.look()
+        time.sleep(_LOOK_EVERY_S)
+    return True
 
 
 def _end(watch: Watch, returncode: int, failure: tuple[int, str] | None) -> Ending:
@@ -73,7 +97,7 @@ def _end(watch: Watch, returncode: int, failure: tuple[int, str] | None) -> Endi
         watch.say(f"trn: {clean_line(failure[1])}")  # what the others could not know
     if ending.outcome is not None and ending.outcome.job_id == row.job_id:
         watch.record("running", started_at=ending.outcome.started_at)
-    elif ending.state != "crashed":
+    elif ending.state in ("rejected", "preempted", "cancelled"):
         # refused or stopped before it began: what it said was shown, and nothing of it stays behind
         if ending.state == "rejected":
             ending = replace(ending, reason=watch.last_output or ending.reason)
@@ -107,6 +131,14 @@ class Watch:
     def launch_lock(self) -> Path:
         """The lock by which others know that this door is there."""
         return launch_lock(self._store.runs_dir, self.row.job_id)
+
+    def holds_run(self) -> bool:
+        """Whether a process of this very job holds the run."""
+        try:
+            note = is_locked(Path(self.row.run_dir) / ".lock") or ""
+        except OSError:
+            return False
+        return f"job={self.row.job_id}" in note.split()
 
     def submit(self) -> None:
         """Put the job into the store. Raises StorageError."""

@@ -61,8 +61,10 @@ class Start:
         """Become the planner, whose answer is for one reader only."""
         if self.processes.is_follower:
             return 0
-        size = self.processes.layout.world_size
-        world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(size)} if size > 1 else {}
+        layout, world = self.processes.layout, {}
+        if layout.world_size > 1:
+            world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(layout.world_size)}
+            world["LOCAL_WORLD_SIZE"] = str(layout.nproc)
         become([*_runner(new_job_id()), *self.arguments, "--dry-run"], world or None)
 
     @property

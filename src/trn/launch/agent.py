@@ -18,12 +18,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import fcntl
+import glob
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -38,6 +41,8 @@ _STOPPED_S = 2.0
 """How long a stopped rank is left alone while the others end."""
 _LEFT_S = 5.0
 """How long what is no rank may take to end."""
+_PREFIX = "trn-ranks-"
+_NEW_S = 60.0
 _SET_PDEATHSIG = 1
 _SET_CHILD_SUBREAPER = 36
 _RESTARTED = frozenset({87, 88})  # rank_lost, hang
@@ -64,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prctl(_SET_CHILD_SUBREAPER, 1)
     restarts, began_s = 0, time.monotonic()
     while True:
-        with tempfile.TemporaryDirectory(prefix="trn-ranks-", ignore_cleanup_errors=True) as folder:
+        with _folder() as folder:
             filled = {FOLDER: folder, ATTEMPT: f"trn-{args.attempt + restarts}"}
             command = [filled.get(part, part) for part in args.command]
             agent = _Agent(command, nproc=args.nproc, grace_s=args.grace_s, door=door)
@@ -88,6 +93,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(KeyError, OSError):
             os.unlink(os.environ[error_file.VARIABLE])
     return status
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """A folder that is locked while it is in use; those of agents that were killed are removed first.
+
+    The lock, and not a pid in the name: containers can share the folder for temporary files, and not their pids.
+    """
+    for name in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{_PREFIX}*")):
+        # a new one is not locked yet; what cannot be opened is somebody else's
+        with contextlib.suppress(OSError), _opened(name) as fd:
+            if time.time() - os.fstat(fd).st_mtime > _NEW_S:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(name, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder, _opened(folder) as fd:
+        with contextlib.suppress(OSError):  # where nothing can be locked, no other agent removes it either
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+
+
+@contextlib.contextmanager
+def _opened(folder: str) -> Iterator[int]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
