@@ -34,6 +34,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import torch
 
+from trn.devices import keep_freed_memory
 from trn.feed import Cursor, Dataset, Feed, Order, make_cache, open_cache, open_dataset
 from trn.feed.tensors import to_tensors
 
@@ -308,6 +309,7 @@ def main() -> None:
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the runner does, and for every contender
     with tempfile.TemporaryDirectory(dir=args.folder, prefix=".bench-") as name:
         folder = Path(name)
         measure_tokens(folder, 2 if args.quick else 7, rounds)

@@ -254,10 +254,18 @@ def test_processes_that_make_the_same_cache_make_one(dataset: Dataset, folder: P
 
 
 def test_a_dictionary_column_is_refused(tmp_path: Path, folder: Path) -> None:
-    pq.write_table(pa.table({"w": pa.array(["a", "b"]).dictionary_encode()}), tmp_path / "a.parquet")
+    words = pa.array(["a", "b"]).dictionary_encode()
+    columns = {
+        "w": words,
+        "list": pa.ListArray.from_arrays([0, 1, 2], words),
+        "struct": pa.StructArray.from_arrays([words], ["w"]),
+        "map": pa.MapArray.from_arrays([0, 1, 2], pa.array([1, 2]), words),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=1)
     dataset = open_dataset([str(tmp_path / "a.parquet")], columns=None)
-    with pytest.raises(DataError, match='column "w" is a dictionary'):
-        make_cache(dataset, ["w"], folder)
+    for name in columns:
+        with pytest.raises(DataError, match=f'column "{name}" is a dictionary or holds one'):
+            make_cache(dataset, [name], folder)
 
 
 def test_the_file_is_arrow_ipc_that_anybody_reads(dataset: Dataset, folder: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import resource
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +164,84 @@ def test_hashes_of_rows_are_those_of_their_content() -> None:
     assert len(set(row_hashes(nothing).tolist())) == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.int64(), [1, 0, None, 3, 4]),
+        (pa.float16(), [1.5, 0.0, None, 3.0, 4.0]),
+        (pa.timestamp("us"), [1, 0, None, 3, 4]),
+        (pa.string(), ["1", "", None, "3", "4"]),
+        (pa.bool_(), [True, None]),
+        (pa.list_(pa.int32(), 2), [[1, 2], [0, 0], None, [None, 0], [0, None], [None, None], [3, 4], [5, 6]]),
+        (pa.list_(pa.list_(pa.int8(), 1), 2), [[[1], [2]], [[0], [0]], None, [None, [0]], [[None], [0]], [[3], [4]]]),
+    ],
+)
+def test_a_row_hashes_alike_whatever_its_batch_holds(kind: pa.DataType, values: list[Any]) -> None:
+    batch = pa.record_batch({"first": [7] * len(values), "a": pa.array(values, kind)})
+    hashes = row_hashes(batch)
+    assert len(set(hashes.tolist())) == len(values)
+    for row, value in enumerate(values):
+        alone = pa.record_batch({"first": [7], "a": pa.array([value], kind)})
+        assert row_hashes(alone)[0] == row_hashes(batch.slice(row, 1))[0] == hashes[row]
+
+
+def test_many_rows_with_nulls_hash_as_they_do_alone() -> None:
+    values = [None if row % 7 == 3 else row for row in range(200_000)]
+    batch = pa.record_batch({"a": pa.array(values, pa.int64())})
+    hashes = row_hashes(batch)
+    assert len(hashes) == 200_000
+    for row in (0, 3, 65_535, 65_536, 65_537, 131_072, 199_999):
+        assert row_hashes(batch.slice(row, 1))[0] == hashes[row]
+    assert len(row_hashes(batch.slice(0, 0))) == 0
+
+
+def test_what_lies_under_a_null_is_no_content() -> None:
+    some, others = (
+        pa.Array.from_buffers(pa.int32(), 2, [pa.py_buffer(b"\x02"), pa.py_buffer(np.array(values, np.int32))])
+        for values in ([1, 5], [9, 5])
+    )
+    assert some.to_pylist() == others.to_pylist() == [None, 5]
+    assert (row_hashes(pa.record_batch({"a": some})) == row_hashes(pa.record_batch({"a": others}))).all()
+    lists = [pa.FixedSizeListArray.from_arrays(one, 2, mask=pa.array([True])) for one in (pa.array([1, 2]), some)]
+    hashes = [row_hashes(pa.record_batch({"a": one.cast(pa.list_(pa.int64(), 2))})) for one in lists]
+    assert hashes[0] == hashes[1]
+
+
+def test_overlap_is_found_where_a_batch_of_one_side_holds_a_null(tmp_path: Path) -> None:
+    training = write_table(tmp_path / "train.parquet", x=[1, 2, 3])
+    validation = write_table(tmp_path / "val.parquet", x=[None, 2, 3])
+    only(validate(training, fills={"x": None}, validation=named([validation])), "2 of 3 rows of the validation data")
+
+
+def test_the_search_opens_no_more_files_than_a_process_may() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    try:
+        hashes = np.arange(5000, dtype=np.uint64) << np.uint64(50)
+        assert find_overlap([hashes], [hashes], rows=10_000, partition_rows=1).rows == 5000
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_temporary_folder_that_takes_nothing_is_one_line_and_74(
+    write: WriteParquet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("a.parquet", [3])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert main(["validate", path, "--validation", path]) == 74
+    shown = capsys.readouterr().err
+    assert "gone/trn-overlap-" in shown
+    assert "cannot keep the hashes of rows: No such file or directory" in shown
+    assert shown.count("\n") == 1
+
+
+def test_validation_columns_of_another_type_are_found(write: WriteParquet, tmp_path: Path) -> None:
+    training = write("train.parquet", [3])
+    other = write_table(tmp_path / "val.parquet", id=pa.array([100], pa.int32()))
+    lines = validate(training, columns=("id",), validation=named([other]))
+    only(lines, other, f'column "id" is int32 here, and int64 in {training}')
+
+
 def test_inspect_shows_the_order_that_a_run_has(
     write: WriteParquet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +335,33 @@ def test_validation_data_and_cache_of_a_spec_are_looked_at(
     assert len(lines) == 2
     assert "not a whole cache: it has sha256" in lines[0]
     assert "5 of 5 rows of the validation data" in lines[1]
+
+
+def test_fills_of_columns_that_are_not_asked_for_are_left_out(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec.write_text(spec.read_text().replace("batch_size: 16", "nulls: {id: 0}, batch_size: 16"))
+    for verb in ("inspect", "validate"):
+        for columns in ("pair", "id"):
+            assert main_of_spec([verb, str(spec), "--columns", columns]) == 0, capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written_is_one_line_and_74(
+    spec: Path, write: WriteParquet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("a.parquet", [3])
+    for run, subject in ((main, path), (main_of_spec, str(spec))):
+        full = io.TextIOWrapper(open("/dev/full", "wb", buffering=0), write_through=True)  # noqa: SIM115 - closed below
+        monkeypatch.setattr("sys.stdout", full)
+        assert run(["inspect", subject]) == 74
+        shown = capsys.readouterr().err
+        assert "No space left on device" in shown
+        assert shown.count("\n") == 1
+        full.detach().close()
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "many", "1.5"])
+def test_a_number_that_is_none_is_told_with_what_was_expected(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "a.parquet", f"--batch-size={given}"]) == 2
+    assert f"--batch-size: expected a whole number above 0, found '{given}'" in capsys.readouterr().err
 
 
 def test_a_spec_that_is_wrong_is_told_as_elsewhere(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,6 +169,13 @@ def test_without_a_policy_data_are_read_as_they_lie(tmp_path: Path) -> None:
         ({"number": True}, "True is no value"),
         ({"number": "1"}, "'1' is no value"),
         ({"real": 1e300}, "is no value"),
+        ({"real": 2**24 + 1}, "16777217 is no value"),
+        ({"real": 10**400}, "is no value"),
+        ({"double": 2**53 + 1}, "9007199254740993 is no value"),
+        ({"unsigned": 2**64}, "is no value"),
+        ({"unsigned": -1}, "-1 is no value"),
+        ({"number": 2**70}, "is no value"),
+        ({"text": "\ud800"}, "is no value"),
         ({"flag": 1}, "1 is no value"),
         ({"text": 1}, "1 is no value"),
         ({"pair": "x"}, "'x' is no value"),
@@ -177,9 +184,35 @@ def test_without_a_policy_data_are_read_as_they_lie(tmp_path: Path) -> None:
     ],
 )
 def test_a_fill_that_its_column_cannot_hold_is_refused(tmp_path: Path, fills: Fills, message: str) -> None:
-    path = save(tmp_path / "a.parquet", pa.Table.from_pylist([dict.fromkeys(KINDS)], schema=SCHEMA))
+    schema = SCHEMA.append(pa.field("double", pa.float64())).append(pa.field("unsigned", pa.uint64()))
+    path = save(tmp_path / "a.parquet", pa.Table.from_pylist([dict.fromkeys(schema.names)], schema=schema))
     with pytest.raises(DataError, match=message):
-        open_dataset([path], columns=None, fills={**dict.fromkeys(KINDS), **fills})
+        open_dataset([path], columns=None, fills={**dict.fromkeys(schema.names), **fills})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fill"),
+    [
+        (pa.float16(), 2048),
+        (pa.float32(), 2**24),
+        (pa.float32(), 2**24 + 1.0),
+        (pa.float32(), 2**70),
+        (pa.float64(), 2**70),
+        (pa.float64(), -(2**53)),
+        (pa.uint64(), 2**63),
+        (pa.uint64(), 2**64 - 1),
+        (pa.int64(), -(2**63)),
+        (pa.large_string(), "none"),
+    ],
+)
+def test_a_fill_that_is_accepted_is_filled_in(tmp_path: Path, kind: pa.DataType, fill: Any) -> None:
+    for number, type_of in enumerate((kind, pa.list_(kind, 1), pa.list_(kind))):
+        value = None if type_of == kind else [None]
+        path = save(tmp_path / f"{number}.parquet", pa.table({"x": pa.array([value, value], type_of)}))
+        fills: Fills = {"x": fill}
+        (batch,) = read_sequential(open_dataset([path], columns=None, fills=fills), None, 2, fills=fills)
+        held = 2.0**24 if fill == 2**24 + 1.0 else fill  # a float is rounded
+        assert batch.column("x").to_pylist() == [held if type_of == kind else [held]] * 2
 
 
 @pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.decimal128(5), pa.binary(), pa.struct([("x", pa.int8())])])

@@ -261,7 +261,12 @@ def test_the_command_says_what_became_of_the_documents(tmp_path: Path, capsys: p
         ([[1], [-2]], [], 65, "token id -2 is outside of 0 to 2147483647"),
         ([[1], [2**31]], [], 65, "token id 2147483648 is outside of 0"),
         ([[1] * 9, []], ["--long", "drop"], 65, "no document is left to pack, of 2: 1 are empty, 1 longer than a row"),
-        ([[1], [1] * 9], ["--long", "refuse"], 65, "document 1 (from 0) has 9 tokens, a row 5"),
+        (
+            [[1], [1] * 9],
+            ["--long", "refuse"],
+            65,
+            'a.parquet, row group 0: document 1 of all (from 0) has 9 tokens in column "doc", a row 5',
+        ),
         ([[1, 2]], ["--tokenizer", "nowhere"], 65, "nowhere: cannot open the tokenizer"),
         ([[1, 2]], ["--strategy", "worst_fit"], 2, "invalid choice: 'worst_fit'"),
         ([], [], 65, "there are no rows"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.server
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import boto3
 import fsspec
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from support.stores import CREDENTIALS, client_of, put, s3_server, web_server
 from trn.errors import DataError
@@ -153,6 +156,23 @@ def test_folders_and_patterns_name_what_they_would_on_a_disk(filled: S3) -> None
     assert names("s3://data/a/2.parquet", "s3://data/a/[!2].parquet") == ["2.parquet", "1.parquet"]
 
 
+@pytest.mark.parametrize(
+    "pattern", ["[^0].parquet", "[!^0].parquet", "[0^].parquet", "[~~0&&].parquet", "[[0].parquet"]
+)
+def test_brackets_mean_what_they_do_on_a_disk(filled: S3, tmp_path: Path, write: WriteParquet, pattern: str) -> None:
+    for name in "0^1~[":
+        write(f"set/{name}.parquet", [1])
+        put(filled, f"data/set/{name}.parquet", (tmp_path / "set" / f"{name}.parquet").read_bytes())
+    near = sorted(path.name for path in (tmp_path / "set").glob(pattern))
+    far = open_dataset([f"s3://data/set/{pattern}"], columns=None)
+    assert [file.path.removeprefix("s3://data/set/") for file in far.files] == near
+
+
+def test_a_pattern_that_is_none_is_named(filled: S3) -> None:
+    with pytest.raises(DataError, match=r"s3://data/a/\[z-a\]\.parquet: no pattern: bad character range z-a"):
+        open_dataset(["s3://data/a/[z-a].parquet"], columns=None)
+
+
 def test_a_key_is_taken_as_it_is_written(s3: S3, write: WriteParquet) -> None:
     for key in ("a b.parquet", "part[1].parquet", "100%25.parquet", "è.parquet"):
         put(s3, f"data/{key}", Path(write("x.parquet", [2])).read_bytes())
@@ -287,13 +307,43 @@ def test_a_store_that_says_nothing_is_an_error_too(s3: S3, monkeypatch: pytest.M
         "s3://data/a.parquet?secret_key=hunter22",
         "s3://data/a.parquet?access_token=hunter22",
         "3://me:hunter22@data/a",
+        "s3://AKIAXXXX:hunter/22hunter22@data/a.parquet",
+        "s3a://AKIAXXXX:hunter/22hunter22@data/*",
+        "s3://AKIAXXXX:hunter22",
+        "gs://name:hunter22/a",
+        "https://me:hunter22/x@host/a.parquet",
+        "s3://data/a?endpoint_override=http://me:hunter22@host",
+        "s3://data/a?endpoint_override=http%3A%2F%2Fme:hunter22%40host",
+        "https://host/a?next=http://me:hunter22@host",
+        "abfs://box@account:hunter22@x/y",
+        "abfs://box@account:hunter22/x@y",
+        "abfs://box@hunter22@x/y",
+        "https://host/a.parquet#access_token=hunter22",
+        "https://host/a.parquet?x=1#access_token=hunter22",
     ],
 )
 def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(DataError) as caught:
         open_dataset([url], columns=None)
-    assert "hunter22" not in str(caught.value)
+    assert "hunter" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://data/user@1.0/a.parquet",
+        "s3://data/a#1.parquet",
+        "s3://data/a?endpoint_override=http://127.0.0.1:9000&scheme=http",
+        "https://127.0.0.1:8080/a@1.parquet?v=pkg@1",
+        "http://[::1]:80/a.parquet",
+        "http://[::1]/a.parquet",
+        "hdfs://namenode:9000/a",
+        "abfs://box@account.dfs.core.windows.net/a",
+    ],
+)
+def test_what_only_looks_like_a_secret_is_taken(url: str) -> None:
+    assert parse_url(url).text == url
 
 
 @pytest.mark.parametrize(
@@ -303,11 +353,61 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
         ("s3://data/a.parquet?version=1", "unknown option 'version', expected one of anonymous"),
         ("nonsense://data/a.parquet", "this scheme is not known"),
         ("s3://data/a\0.parquet", "zero bytes"),
+        ("file:///data/a.parquet", r"file:///data/a\.parquet: a file:// URL is not taken\. .*Write it as a path"),
+        ("https://host/a#b", r"https://host/a: what follows a \"#\" never reaches the server"),
     ],
 )
 def test_a_url_that_is_none_is_refused(url: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_dataset([url], columns=None)
+
+
+def test_a_client_of_one_host_is_told_which() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def greet() -> None:
+            with server.accept()[0] as caller:
+                caller.sendall(b"421 nobody is served today\r\n")
+
+        greeter = threading.Thread(target=greet)
+        greeter.start()
+        with pytest.raises(DataError, match="cannot be opened: 421 nobody is served today"):
+            open_dataset([f"ftp://{place}/a.parquet"], columns=None)
+        greeter.join(10)
+
+
+class _OneAtATime(MemoryFileSystem):
+    """A client with one connection, which says so when two talk at once; what it lists not is no name to it."""
+
+    protocol = "single"
+    talking: ClassVar[list[str]] = []
+    had_two = False
+
+    def info(self, path: str, **options: Any) -> Any:
+        self.talking.append(path)
+        time.sleep(0.02)
+        type(self).had_two |= len(self.talking) > 1
+        self.talking.remove(path)
+        try:
+            return next(one for one in [super().info(path, **options)] if not path.endswith("none.parquet"))
+        except StopIteration as error:  # as fsspec's ftp does
+            raise FileNotFoundError(path) from error
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + str(path).removeprefix("single://").strip("/")
+
+
+def test_a_client_with_one_connection_is_asked_one_thing_at_a_time(tmp_path: Path, write: WriteParquet) -> None:
+    fsspec.register_implementation("single", _OneAtATime, clobber=True)
+    memory = fsspec.filesystem("memory")
+    for name in ("1", "2", "3", "none"):
+        memory.pipe(f"/far/{name}.parquet", Path(write(f"{name}.parquet", [2])).read_bytes())
+    assert len(ids(open_dataset(["single://far/[1-3].parquet"], columns=None))) == 6
+    assert not _OneAtATime.had_two
+    with pytest.raises(DataError, match="there is no such object"):
+        open_dataset(["single://far/none.parquet"], columns=None)
 
 
 def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,14 @@ def test_a_worker_heeds_no_stopping_signal_watches_its_parent_and_has_its_import
     assert about["ready"].sum() == 1_000_000
 
 
+def test_more_workers_than_processors_are_no_warning(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    assert len(all_of(opened(transforms.make_rows, workers=2))) == 10
+    assert [str(one.message) for one in recwarn] == []
+
+
 def test_closing_ends_the_workers_and_the_thread(opened: Opened) -> None:
     batches = opened(transforms.make_about, workers=2, passes=None)
     raw = batches.next()

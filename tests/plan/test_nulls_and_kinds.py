@@ -48,6 +48,26 @@ def test_known_nulls_of_the_validation_data_are_refused_too(tmp_path: Path) -> N
     assert plan_in(tmp_path, "dataset.nulls={x: 0}").dataset.fills == {"x": 0}
 
 
+def test_validation_columns_of_another_type_are_refused_naming_file_and_both(tmp_path: Path) -> None:
+    write_job(tmp_path)
+    table = pq.read_table(tmp_path / "validation.parquet")
+    y = table["y"].cast(pa.float64())
+    pq.write_table(table.set_column(1, "y", y), tmp_path / "validation.parquet")
+    message = r'validation\.parquet: column "y" is double here, and float in the training data \(.*train-0\.parquet\)'
+    with pytest.raises(DataError, match=message):
+        plan_in(tmp_path)
+
+
+def test_the_largest_fill_there_is_comes_back_from_a_plan(folder: Path) -> None:
+    path = folder / "train-1.parquet"
+    for name in ("train-0", "train-1", "validation"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        y = pa.array([None] * len(table), pa.uint64())
+        pq.write_table(table.set_column(1, "y", y), folder / f"{name}.parquet", row_group_size=50)
+    plan = plan_in(folder, f"dataset.nulls={{y: {2**64 - 1}}}")
+    assert Plan.read(plan.to_bytes(), str(path)).dataset.fills == {"y": 2**64 - 1}
+
+
 def test_a_fill_stands_in_the_plan_and_cannot_change_at_a_resume(folder: Path) -> None:
     plans = [plan_in(folder, f"dataset.nulls={{y: {value}}}") for value in ("-1", "0.5", "null")]
     assert [plan.dataset.fills for plan in plans] == [{"y": -1}, {"y": 0.5}, {"y": None}]

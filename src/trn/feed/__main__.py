@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trn.errors import TrnError, exit_code
+from trn.errors import StorageError, TrnError, exit_code
 from trn.feed.manifest import write_manifest
 from trn.feed.verbs import VERBS, Parser, add_verbs, run_verb, subject_of_paths
 from trn.records import json_line
@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrnError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_status
+    except OSError as error:
+        failed = StorageError(f"{error.strerror or error}.", where=error.filename)
+        sys.stderr.write(f"{failed}\n")
+        return failed.exit_status
     except KeyboardInterrupt:
         return exit_code("cancelled")
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from trn.errors import DataError
 from trn.feed.blocks import ParquetBlocks
-from trn.feed.dataset import Dataset
+from trn.feed.dataset import Dataset, holds_dictionary
 from trn.feed.gather import plain_type
 from trn.feed.mapped import MappedRows
 from trn.feed.strict import fields
@@ -192,9 +192,9 @@ def _clear_torn(dataset: Dataset, columns: Sequence[str], folder: Path) -> None:
 
 
 def _refuse_dictionaries(schema: pa.Schema, dataset: Dataset) -> None:
-    if name := next((one.name for one in schema if pa.types.is_dictionary(one.type)), None):
+    if name := next((one.name for one in schema if holds_dictionary(one.type)), None):
         raise DataError(
-            f'column "{name}" is a dictionary, which differs from row group to row group and cannot be mapped.',
+            f'column "{name}" is a dictionary or holds one, which differs between row groups and cannot be mapped.',
             where=dataset.files[0].path,
             hint="Leave the column out, write it as plain values, or use no dataset.cache.",
         )

@@ -93,12 +93,16 @@ def validate_data(subject: Subject) -> list[Finding]:
     _check_cache(subject, training, found)
     if subject.validation is not None:
         columns = subject.columns or tuple(training.files[0].columns if training.files else ()) or None
-        validation = _check_set(subject.validation, columns, subject.fills, found)
+        like = training.files[0].footer if training.files else None
+        validation = _check_set(subject.validation, columns, subject.fills, found, like)
         _check_overlap(training, validation, found)
     return found
 
 
-def _check_set(given: Named, columns: Sequence[str] | None, fills: Fills | None, found: list[Finding]) -> _Read:
+def _check_set(
+    given: Named, columns: Sequence[str] | None, fills: Fills | None, found: list[Finding], like: Footer | None = None
+) -> _Read:
+    """Check files one by one; their columns have the types of `like`, else those of the first file."""
     read = _Read()
     label = given.manifest or ", ".join(given.paths)
     for path, described in _files(given, found):
@@ -114,7 +118,7 @@ def _check_set(given: Named, columns: Sequence[str] | None, fills: Fills | None,
         found.append(Finding("error", label, "no file of it can be read."))
         return read
     for file in read.files:
-        file.columns = _check_columns(file.footer, read.files[0].footer, columns, found)
+        file.columns = _check_columns(file.footer, like or read.files[0].footer, columns, found)
         if file.columns != read.files[0].columns:  # a part of a row has no content to be compared
             file.bad_groups.update(range(len(file.footer.row_groups)))
     if fills:

@@ -28,6 +28,7 @@ __all__ = [
     "Dataset",
     "check_unchanged",
     "dataset_of",
+    "holds_dictionary",
     "open_dataset",
     "refuse_changed",
     "schema_of",
@@ -273,6 +274,11 @@ def _extension_in(one: pa.Field) -> str | None:
     if one.metadata and b"ARROW:extension:name" in one.metadata:
         return repr(one.metadata[b"ARROW:extension:name"].decode(errors="replace"))
     return next((found for child in _children(kind) if (found := _extension_in(child))), None)
+
+
+def holds_dictionary(kind: pa.DataType) -> bool:
+    """Whether a type is a dictionary, or has one below it."""
+    return bool(pa.types.is_dictionary(kind)) or any(holds_dictionary(child.type) for child in _children(kind))
 
 
 def _children(kind: pa.DataType) -> list[pa.Field]:

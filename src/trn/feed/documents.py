@@ -30,6 +30,8 @@ class Documents:
 
     tokens: NDArray[np.int32]
     lengths: NDArray[np.int64]
+    where: str = ""
+    """File and row group that they were read from; empty where they are from several."""
 
 
 def read_documents(dataset: Dataset, tokenizer: ReadTokenizer | None) -> Iterator[Documents]:
@@ -58,7 +60,9 @@ def read_documents(dataset: Dataset, tokenizer: ReadTokenizer | None) -> Iterato
                         where=where,
                         hint="Write the files again without it.",
                     )
-                yield from _texts(column, tokenizer) if is_text and tokenizer else _lists(column, tokenizer, where)
+                yield from (
+                    _texts(column, tokenizer, where) if is_text and tokenizer else _lists(column, tokenizer, where)
+                )
     finally:
         blocks.close()
 
@@ -68,9 +72,9 @@ def _is_tokens(kind: pa.DataType) -> bool:
     return bool(is_list and kinds.is_integer(kind.value_type))
 
 
-def _texts(column: pa.Array, tokenizer: ReadTokenizer) -> Iterator[Documents]:
+def _texts(column: pa.Array, tokenizer: ReadTokenizer, where: str) -> Iterator[Documents]:
     for start in range(0, len(column), _TEXTS_AT_ONCE):
-        yield Documents(*tokenizer.encode(column.slice(start, _TEXTS_AT_ONCE).to_pylist()))
+        yield Documents(*tokenizer.encode(column.slice(start, _TEXTS_AT_ONCE).to_pylist()), where)
 
 
 def _lists(column: pa.Array, tokenizer: ReadTokenizer | None, where: str) -> Iterator[Documents]:
@@ -91,5 +95,5 @@ def _lists(column: pa.Array, tokenizer: ReadTokenizer | None, where: str) -> Ite
     while begin < len(lengths_D):
         end = max(begin + 1, int(np.searchsorted(ends_D, done + _TOKENS_AT_ONCE, side="right")))
         stop = int(ends_D[end - 1])
-        yield Documents(tokens_T[done:stop], lengths_D[begin:end])
+        yield Documents(tokens_T[done:stop], lengths_D[begin:end], where)
         begin, done = end, stop

@@ -26,6 +26,7 @@ from trn.feed.gather import concat
 from trn.feed.nulls import Fills, WithoutNulls
 from trn.feed.order import Cursor, Order, Span, share_of
 from trn.feed.parts import DecodedWindows, Part, Parts, Source
+from trn.feed.views import forget, note
 
 __all__ = ["Feed", "RawBatch", "read_sequential"]
 
@@ -84,6 +85,7 @@ class Feed:
         self.wait_s = 0.0
         """How long the last `next` waited for rows to be decoded."""
         self._order = order
+        self._delivered_rows = order.delivered_rows
         self._rank, self._world_size = rank, world_size
         source = cache or DecodedWindows(reader or ParquetBlocks(dataset, list(columns or dataset.columns)), order)
         self._schema: pa.Schema = source.schema
@@ -121,29 +123,34 @@ class Feed:
         """
         if not self._waiting or not self._share:
             return None
-        part, cursor, begin = self._waiting[0], self.cursor, self._taken
-        after, end = cursor.offset + self._order.batch_size, begin + self._share
-        if after >= self._order.delivered_rows or end > len(part.row_ids):
+        part, cursor, begin, share = self._waiting[0], self.cursor, self._taken, self._share
+        row_ids, batch_rows = part.row_ids, self._order.batch_size
+        after, end = cursor.offset + batch_rows, begin + share
+        if after >= self._delivered_rows or end > len(row_ids):
             return None
         self.wait_s = 0.0
-        self._taken = end
-        if end == len(part.row_ids):
+        if end == len(row_ids):
             self._waiting.popleft()
             self._taken = 0
-        self._waiting_rows -= self._share
-        self.cursor = Cursor(cursor.pass_index, after)
+        else:
+            self._taken = end
+        self._waiting_rows -= share
+        self.cursor = next_cursor = Cursor(cursor.pass_index, after)
+        rows = part.rows.slice(begin, share)
+        note(rows, part, begin, end)
         return RawBatch(
-            part.rows.slice(begin, self._share),
-            part.row_ids[begin:end],
+            rows,
+            row_ids[begin:end],
             part.row_passes[begin:end],
             cursor,
-            self.cursor,
+            next_cursor,
             cursor.pass_index,
             cursor.offset == 0 < cursor.pass_index,
-            self._order.batch_size,
+            batch_rows,
         )
 
     def _next_anywhere(self) -> RawBatch | None:
+        forget()
         span = self._order.span(self.cursor)
         if span is None:
             return None
@@ -197,6 +204,7 @@ class Feed:
         """End the thread and close the files. Can be called again."""
         self._closed = True
         self._waiting.clear()
+        forget()
         self._ahead.close()
 
     def __enter__(self) -> Feed:

@@ -11,6 +11,7 @@ list of varying size is empty. What is null inside a struct or a map is not look
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -42,7 +43,7 @@ def check_fills(fills: Fills, schema: pa.Schema) -> None:
             shown = ", ".join(f'"{one}"' for one in schema.names)
             raise DataError("there is no such column among those that are read.", where=where, hint=f"Read: {shown}.")
         kind = schema.field(name).type
-        if value is not None and not _fits(value, _leaf(kind)):
+        if value is not None and _held(value, _leaf(kind)) is None:
             raise DataError(
                 f'{value!r} is no value of column "{name}", which is {kind}.',
                 where=where,
@@ -56,25 +57,27 @@ def _leaf(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _fits(value: Fill, kind: pa.DataType) -> bool:
-    if kinds.is_boolean(kind):
-        return isinstance(value, bool)
-    if kinds.is_string(kind) or kinds.is_large_string(kind):
-        return isinstance(value, str)
-    if isinstance(value, bool):
-        return False
-    if kinds.is_integer(kind):
-        return isinstance(value, int) and _converts(value, kind)
-    if kinds.is_floating(kind):
-        return isinstance(value, (int, float)) and _converts(float(value), kind)
-    return False
+def _held(value: Fill, kind: pa.DataType) -> pa.Scalar | None:
+    """The value as a column of this type holds it; None where it cannot. What is checked here is what is filled in.
 
-
-def _converts(value: float, kind: pa.DataType) -> bool:
+    A float is rounded as any literal is; an integer has to be held exactly, in a column of floats too.
+    """
     try:
-        return bool(np.isfinite(float(pa.scalar(value).cast(kind).as_py())))
+        if kinds.is_floating(kind) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            scalar = pa.scalar(float(value), kind)
+            held = float(scalar.as_py())
+            return scalar if math.isfinite(held) and (isinstance(value, float) or held == value) else None
+        return pa.scalar(value, kind) if type(value) is _python_type(kind) else None
     except (pa.ArrowException, OverflowError, ValueError):
-        return False
+        return None
+
+
+def _python_type(kind: pa.DataType) -> type | None:
+    if kinds.is_boolean(kind):
+        return bool
+    if kinds.is_integer(kind):
+        return int
+    return str if kinds.is_string(kind) or kinds.is_large_string(kind) else None
 
 
 def refuse_known_nulls(nulls: Mapping[str, int], columns: Iterable[str], fills: Fills, path: str) -> None:
@@ -198,7 +201,7 @@ def _filled(column: pa.Array, value: Fill) -> pa.Array:
         values = pc.list_flatten(column)
         values = _filled(values, value) if _has_nulls(values) else values
         return make.from_arrays(pa.array(offsets, width), values, type=kind)
-    return pc.fill_null(column, pa.scalar(value).cast(kind))
+    return pc.fill_null(column, _held(value, kind))
 
 
 def _fill_fixed(column: pa.Array, value: Fill, missing: np.ndarray) -> pa.Array:
@@ -212,4 +215,4 @@ def _fill_fixed(column: pa.Array, value: Fill, missing: np.ndarray) -> pa.Array:
     if _is_list(kind):
         column = pc.if_else(pa.array(missing), pa.scalar(None, kind), column) if missing.any() else column
         return _filled(column, value)
-    return pc.if_else(pa.array(missing), pa.scalar(value).cast(kind), column)
+    return pc.if_else(pa.array(missing), _held(value, kind), column)

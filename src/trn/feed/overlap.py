@@ -2,9 +2,11 @@
 
     rows -> 64 bits each -> spilled to files by their first bits -> one file of each side at a time, compared
 
+Values are hashed as the bytes they are, where their type has so many bytes each, and by what Python shows of them
+where not; which of the two follows from the type alone, so that a row hashes alike whatever its neighbours hold.
 Rows that differ share their 64 bits once in 2^64 pairs, unless somebody made them to; so a finding among fewer than
-10^18 pairs can be believed. Memory is that of one decoded row group and one pair of spilled files;
-the spilled files take 16 bytes a row of the temporary folder.
+10^18 pairs can be believed. Memory is that of one decoded row group and one pair of spilled files,
+of which there are at most 256; they take 16 bytes a row of the temporary folder.
 """
 
 from __future__ import annotations
@@ -12,20 +14,24 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.types as kinds
 from numpy.typing import NDArray
 
-from trn.feed.gather import plain_rows, plain_type
+from trn.errors import StorageError
+from trn.feed.gather import PlainType, plain_rows, plain_type
 
 __all__ = ["Overlap", "find_overlap", "row_hashes"]
 
 UInt64 = NDArray[np.uint64]
 _PARTITION_ROWS = 1 << 22
+_MOST_BITS = 8  # of open files a process often may have no more than 1,024
 _CHUNK_ROWS_BYTES = 4 << 20
 _ENTRY = np.dtype([("hash", np.uint64), ("row", np.int64)])
 
@@ -51,15 +57,52 @@ def row_hashes(batch: pa.RecordBatch) -> UInt64:
 
 def _column_hashes(column: pa.Array, index: int) -> UInt64:
     plain = plain_type(column.type)
-    view = plain_rows(column, plain) if plain is not None else None
-    if view is None:
+    if plain is None:
         hashes = (hashlib.blake2b(repr(value).encode(), digest_size=8).digest() for value in column.to_pylist())
         return np.frombuffer(b"".join(hashes), np.uint64)
-    units = view.reshape(len(column), -1)
+    view = plain_rows(column, plain)
+    if view is not None:
+        return _unit_hashes(view.reshape(len(column), plain.width), index)
+    step = max(1, _CHUNK_ROWS_BYTES // (8 * plain.row_bytes))
+    starts = range(0, len(column), step)
+    parts = [_hashes_with_nulls(column.slice(start, step), plain, index) for start in starts]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+
+
+def _hashes_with_nulls(column: pa.Array, plain: PlainType, index: int) -> UInt64:
+    units, missing = _zeros_for_nulls(column, plain)
+    nulls = np.zeros(len(column), np.uint64)  # a row without one hashes as where there is none in the whole batch
+    for depth, here in enumerate(missing, 1):
+        nulls += (here * _factors(here.shape[1], index + (depth << 32))).sum(axis=1, dtype=np.uint64)
+    return _unit_hashes(units, index) + nulls
+
+
+def _zeros_for_nulls(column: pa.Array, plain: PlainType) -> tuple[NDArray[Any], list[NDArray[np.uint64]]]:
+    """The column's units, zero where a value is null, and for each depth of lists which are null there, 1 or 0."""
+    rows, masks = len(column), []
+    above = np.zeros(rows, bool)
+    while True:
+        here = column.is_null().to_numpy(zero_copy_only=False) & ~above  # what lies under a null says nothing
+        masks.append(here.reshape(rows, -1).astype(np.uint64))
+        above = above | here
+        if not kinds.is_fixed_size_list(column.type):
+            break
+        size = column.type.list_size
+        above = np.repeat(above, size)
+        column = column.values.slice(column.offset * size, len(column) * size)
+    value_bytes = column.type.bit_width // 8
+    values = np.zeros((len(column), value_bytes), np.uint8)
+    if (buffer := column.buffers()[1]) is not None:
+        found = np.frombuffer(buffer, np.uint8, values.size, column.offset * value_bytes)
+        np.copyto(values, found.reshape(values.shape), where=~above[:, None])
+    return values.reshape(rows, -1).view(plain.unit), masks
+
+
+def _unit_hashes(units: NDArray[Any], index: int) -> UInt64:
     factors = _factors(units.shape[1], index)
-    result = np.empty(len(column), np.uint64)
+    result = np.empty(len(units), np.uint64)
     step = max(1, _CHUNK_ROWS_BYTES // (8 * units.shape[1]))  # what is mixed has to stay in the processor's cache
-    for start in range(0, len(column), step):
+    for start in range(0, len(units), step):
         some = units[start : start + step].astype(np.uint64)
         result[start : start + step] = (_mixed(some) * factors).sum(axis=1, dtype=np.uint64)
     return result
@@ -85,12 +128,22 @@ def _mixed(values: UInt64) -> UInt64:
 def find_overlap(
     first: Iterable[UInt64], second: Iterable[UInt64], *, rows: int, partition_rows: int = _PARTITION_ROWS
 ) -> Overlap:
-    """Compare hashes of the rows of two data sets, given in order; `rows` of them in both together, about."""
-    bits = max(0, (max(rows, 1) // partition_rows).bit_length())
-    with tempfile.TemporaryDirectory(prefix="trn-overlap-") as folder:
-        ours = _spill(first, Path(folder), "first", bits)
-        theirs = _spill(second, Path(folder), "second", bits)
-        found = [_compare(one, other) for one, other in zip(ours, theirs, strict=True)]
+    """Compare hashes of the rows of two data sets, given in order; `rows` of them in both together, about.
+
+    Raises StorageError where the temporary folder does not take them, and what the two raise.
+    """
+    bits = min((max(rows, 1) // partition_rows).bit_length(), _MOST_BITS)
+    try:
+        with tempfile.TemporaryDirectory(prefix="trn-overlap-") as folder:
+            ours = _spill(first, Path(folder), "first", bits)
+            theirs = _spill(second, Path(folder), "second", bits)
+            found = [_compare(one, other) for one, other in zip(ours, theirs, strict=True)]
+    except OSError as error:
+        raise StorageError(
+            f"cannot keep the hashes of rows: {error.strerror or error}.",
+            where=error.filename or "the temporary folder",
+            hint="The variable TMPDIR names another folder for temporary files.",
+        ) from error
     hits = [one for one in found if one.rows]
     first_hit = min(hits, key=lambda one: one.first_row, default=Overlap(0, -1, -1))
     return Overlap(sum(one.rows for one in hits), first_hit.first_row, first_hit.same_as)
@@ -98,17 +151,14 @@ def find_overlap(
 
 def _spill(hashes: Iterable[UInt64], folder: Path, name: str, bits: int) -> list[Path]:
     paths = [folder / f"{name}-{part}" for part in range(1 << bits)]
-    streams: list[IO[bytes]] = [open(path, "wb") for path in paths]  # noqa: SIM115 - closed below
-    try:
+    with ExitStack() as stack:
+        streams: list[IO[bytes]] = [stack.enter_context(open(path, "wb")) for path in paths]
         for entries in _entries(hashes):
             part_of = (entries["hash"] >> np.uint64(64 - bits)) if bits else np.zeros(len(entries), np.uint64)
             by_part = np.argsort(part_of, kind="stable")
             cuts = np.searchsorted(part_of[by_part], np.arange((1 << bits) + 1, dtype=np.uint64))
             for part in np.flatnonzero(np.diff(cuts)).tolist():
                 streams[part].write(entries[by_part[cuts[part] : cuts[part + 1]]].tobytes())
-    finally:
-        for stream in streams:
-            stream.close()
     return paths
 
 

@@ -84,9 +84,9 @@ def _kept(documents: Documents, settings: PackSettings, counts: Counter[str]) ->
     if settings.long == "refuse" and is_long.any():
         at = int(np.flatnonzero(is_long)[0])
         raise DataError(
-            f"document {counts['read'] + at} (from 0) has {int(lengths_D[at]) + ends} tokens, a row"
-            f" {settings.context + 1}.",
-            where=f'column "{settings.column}"',
+            f"document {counts['read'] + at} of all (from 0) has {int(lengths_D[at]) + ends} tokens in column"
+            f' "{settings.column}", a row {settings.context + 1}.',
+            where=documents.where or None,
             hint="Use a larger --context, or --long split or drop.",
         )
     is_dropped = is_empty | (is_long if settings.long == "drop" else False)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from trn.feed.blocks import BlockReader
 from trn.feed.gather import Gather
 from trn.feed.order import Cursor, Order, Window
+from trn.feed.views import shared_arrays
 
 __all__ = ["DecodedWindows", "Part", "Parts", "Source", "WindowRows"]
 
 Int64 = NDArray[np.int64]
 
-_PART_BYTES = 4 << 20
+_PART_BYTES = 8 << 20
 
 
 class WindowRows(Protocol):
@@ -72,6 +73,11 @@ class Part:
     def row_passes(self) -> NDArray[np.int32]:
         return np.full(len(self.row_ids), self.pass_index, np.int32)
 
+    @cached_property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Of those columns that have one, see `trn.feed.views`."""
+        return shared_arrays(self.rows)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -106,7 +112,7 @@ class Parts:
             yield Part(rows.take(some), window.row_ids[some], window.pass_index, window_rows)
 
     def _cut(self, places: Int64, row_bytes: float) -> Iterator[Int64]:
-        """Pieces of whole batches, large enough that per-piece costs vanish and small enough to stay in warm memory."""
+        """Pieces of whole batches: large enough that a thread seldom hands over, small enough to wait in some MB."""
         batch_rows = -(-self.order.batch_size // self.world_size)
         piece_rows = max(1, int(_PART_BYTES / max(row_bytes, 1.0)) // batch_rows) * batch_rows
         for start in range(0, len(places), piece_rows):

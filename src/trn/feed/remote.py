@@ -81,7 +81,10 @@ def _matching(url: Url) -> list[str]:
     parts = url.path.split("/")
     fixed = next(index for index, part in enumerate(parts) if _MAGIC.search(part))
     is_deep = fixed < len(parts) - 1 or "**" in parts[fixed]
-    pattern = re.compile(_regex(parts))
+    try:
+        pattern = re.compile(_regex(parts))
+    except re.error as error:
+        raise DataError(f"no pattern: {error}.", where=url.text, hint="Ranges in brackets go upwards.") from error
     found = _list(url, "/".join(parts[:fixed]) + "/", deep=is_deep)
     names = [one.path for one in found if pattern.fullmatch(one.path)]
     if not names:
@@ -111,8 +114,10 @@ def _token(found: re.Match[str]) -> str:
         return "[^/]*"
     if len(text) == 1:
         return re.escape(text)
-    inside = text[1:-1].replace("\\", r"\\").replace("[", r"\[")
-    return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+    # as on a disk only "!" turns a set around, and "&&", "~~", "||" are characters like others
+    is_not = text.startswith("[!")
+    inside = re.sub(r"([\\\[&~|^])", r"\\\1", text[2 if is_not else 1 : -1])
+    return f"[^{inside}]" if is_not else f"[{inside}]"
 
 
 def _list(url: Url, folder: str, *, deep: bool) -> list[Listed]:

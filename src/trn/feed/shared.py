@@ -1,51 +1,40 @@
 """The usual column as a tensor on its own memory, in a third of the time of the way that serves every column.
 
-A step with a small batch from a mapped cache waits for this more than for its rows: about 3 us instead of 9.
+A step with a small batch from a mapped cache waits for this more than for its rows: about 3 us instead of 9, and 2
+where the batch is the one that a feed gave last.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-__all__ = ["shared_tensor"]
+from trn.feed.views import given_as, shared_array
 
-_DTYPES: dict[type[Any], np.dtype[Any]] = {
-    pa.Int8Array: np.dtype(np.int8),
-    pa.Int16Array: np.dtype(np.int16),
-    pa.Int32Array: np.dtype(np.int32),
-    pa.Int64Array: np.dtype(np.int64),
-    pa.UInt8Array: np.dtype(np.uint8),
-    pa.FloatArray: np.dtype(np.float32),
-    pa.DoubleArray: np.dtype(np.float64),
-}
+__all__ = ["shared_tensor", "tensors_of_given"]
 
 
 def shared_tensor(column: pa.Array) -> torch.Tensor | None:
-    """`[rows]`, or `[rows, L, ...]` of fixed-size lists; None where anything about the column is less usual than that.
+    """`[rows]`, or `[rows, L, ...]` of fixed-size lists; None where `shared_array` gives none."""
+    array = shared_array(column)
+    return None if array is None else torch.from_numpy(array)
 
-    Less usual are nulls, other types, and memory that must not be written to.
-    """
-    values, first, shape = column, column.offset, [len(column)]
-    while type(values) is pa.FixedSizeListArray:
-        if values.null_count:
+
+def tensors_of_given(record_batch: pa.RecordBatch, columns: Sequence[str] | None) -> dict[str, torch.Tensor] | None:
+    """A tensor of each column, of storage of its own; None where the batch is not the last one, or a column unusual."""
+    given = given_as(record_batch)
+    if given is None:
+        return None
+    _, part, begin, end = given
+    arrays = part.arrays
+    if columns is None:
+        if len(arrays) < record_batch.num_columns:
             return None
-        size = values.type.list_size
-        values = values.values  # knows no offset of the list
-        first = values.offset + first * size
-        shape.append(size)
-    dtype = _DTYPES.get(type(values))
-    if dtype is None or values.null_count:
+        columns = list(arrays)
+    from_numpy = torch.from_numpy
+    try:
+        return {name: from_numpy(arrays[name][begin:end]) for name in columns}
+    except KeyError:
         return None
-    buffer = values.buffers()[1]
-    if buffer is None or not buffer.is_mutable:
-        return None
-    count = math.prod(shape)
-    if not count:
-        return None
-    flat = np.frombuffer(buffer, dtype, count, first * dtype.itemsize)
-    return torch.from_numpy(flat.reshape(shape) if len(shape) > 1 else flat)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from typing import Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -34,8 +34,13 @@ _TRIES = 3
 _SAME = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}
 _ARROW = frozenset({"s3", "gs", "abfs", "abfss", "hdfs", "viewfs"})
 _AZURE = frozenset({"abfs", "abfss"})  # abfs://container@account.dfs.core.windows.net/path
+_BUCKETS = frozenset({"s3", "gs"})  # no bucket has a port
+_WEB = frozenset({"http", "https"})
+_ON_DISK = frozenset({"file", "local"})
 _OPTIONS = frozenset({"region", "endpoint_override", "scheme", "anonymous"})
 _SECRET = re.compile(r"sig|secret|token|passw|credential|auth|key|code", re.IGNORECASE)
+_PORT = re.compile(r"[^:]*:\d*|\[[0-9a-f:.]*\](:\d*)?", re.IGNORECASE)
+_USER = re.compile(r"//[^/]*@")
 _SHAPE = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#]*)([^?]*)(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
 
 
@@ -94,29 +99,50 @@ def parse_url(text: str) -> Url:
         raise DataError("expected a URL such as s3://bucket/folder/*.parquet.", where=ascii(_without_secrets(text)))
     scheme, place, path, query = found[1].lower(), found[2], found[3], found[4] or ""
     names = [name for name, _ in parse_qsl(query.replace(";", "&"), keep_blank_values=True)]
-    names_account = scheme in _AZURE and ":" not in place.partition("@")[0]
-    if ("@" in place and not names_account) or any(_SECRET.search(name) for name in names):
+    scheme = _SAME.get(scheme, scheme)
+    if _names_somebody(scheme, place, query) or any(_SECRET.search(name) for name in names):
         raise DataError(
             "a URL with a name, a password or a key in it is not taken, since it would be recorded.",
             where=_without_secrets(text),
             hint="Leave the secret out: credentials are read from the environment, as the store's own tools do.",
         )
-    scheme = _SAME.get(scheme, scheme)
+    if scheme in _WEB and "#" in text:
+        raise DataError(
+            'what follows a "#" never reaches the server, and is not taken.',
+            where=_without_secrets(text),
+            hint='Leave it out; a "#" in a name is written %23.',
+        )
+    if scheme in _ON_DISK:
+        raise DataError(f"a {scheme}:// URL is not taken.", where=text, hint="Write it as a path.")
     if scheme in _ARROW and (unknown := [name for name in names if name not in _OPTIONS]):
         raise DataError(
             f"unknown option {unknown[0]!r}, expected one of {', '.join(sorted(_OPTIONS))}.",
             where=text,
             hint='A "?" in a key cannot be written here.',
         )
-    if not place and scheme not in ("hdfs", "viewfs", "memory", "file"):
+    if not place and scheme not in ("hdfs", "viewfs", "memory"):
         raise DataError("it names no bucket or host.", where=text)
     return Url(scheme, place, path, query)
 
 
+def _names_somebody(scheme: str, place: str, query: str) -> bool:
+    """Whether a name or a password stands in the place, or in the place of a URL among the options.
+
+    A slash in a password ends the place before its "@": what follows a colon must then be a port.
+    """
+    before, at, account = place.rpartition("@")
+    if at and not (scheme in _AZURE and not re.search("[:@]", before)):
+        return True
+    if ":" in account and (scheme in _BUCKETS or not _PORT.fullmatch(account)):
+        return True
+    return bool(_USER.search(unquote(query))) if scheme in _WEB else "@" in unquote(query)
+
+
 def _without_secrets(text: str) -> str:
-    scheme, _, rest = text.partition("?")[0].partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+    """The URL up to its options; nothing but the scheme where a secret may stand before them."""
+    scheme, _, rest = text.partition("://")
+    shown = re.split(r"[?#]", rest, maxsplit=1)[0]
+    return f"{scheme}://..." if "@" in rest or ":" in shown.partition("/")[0] else f"{scheme}://{shown}"
 
 
 def store_of(url: Url) -> Store:

@@ -6,7 +6,9 @@ What a client of fsspec raises becomes an OSError here, so that the rest of the 
 from __future__ import annotations
 
 import datetime
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from trn.feed.stores import CONNECT_S, REQUEST_S, Listed, Url
 __all__ = ["FsspecStore", "open_store"]
 
 _Result = TypeVar("_Result")
+_Turn = AbstractContextManager[object]
 _HINT = "pip install 'trn-runtime[remote]'"
 
 
@@ -29,7 +32,7 @@ def open_store(url: Url) -> FsspecStore:
     try:
         kind = fsspec.get_filesystem_class(url.scheme)
         # nothing is remembered: a listing or a size from before would hide that a file has changed
-        system = kind(skip_instance_cache=True, use_listings_cache=False, **_options(url))
+        system = kind(skip_instance_cache=True, use_listings_cache=False, **(_host(kind, url) | _options(url)))
     except ImportError as error:
         raise DataError(f"{url.scheme}:// URLs need more than is installed: {_line(error)}.", hint=_HINT) from error
     except ValueError as error:
@@ -37,6 +40,11 @@ def open_store(url: Url) -> FsspecStore:
     except Exception as error:
         raise DataError(f"this store cannot be opened: {_line(error)}.") from error
     return FsspecStore(system, url)
+
+
+def _host(kind: Any, url: Url) -> dict[str, Any]:
+    """What a client that stays with one server wants to know of the URL: its host and port."""
+    return dict(kind._get_kwargs_from_urls(url.text))
 
 
 def _options(url: Url) -> dict[str, Any]:
@@ -54,26 +62,28 @@ class FsspecStore:
     def __init__(self, system: Any, url: Url) -> None:
         self._system = system
         self._url = url
+        # files are asked and read by several threads; a client that is not made for that (ftp) has one connection
+        self._turn = nullcontext() if getattr(system, "async_impl", False) else threading.Lock()
         # names come as this client writes them: whole URLs, or paths with the bucket, or paths alone
         self._root = str(system._strip_protocol(f"{url.scheme}://{url.place}")).rstrip("/")
 
     def stat(self, path: str) -> Listed:
         if path.endswith("/"):
             return Listed(path, is_folder=True)
-        return self._listed(_call(lambda: self._system.info(self._url.at(path))))
+        return self._listed(_call(lambda: self._system.info(self._url.at(path)), self._turn))
 
     def list(self, folder: str, *, deep: bool) -> Iterable[Listed]:
         where = self._url.at(folder if folder.endswith("/") else f"{folder}/")
         depth = None if deep else 1
-        found = _call(lambda: self._system.find(where, maxdepth=depth, withdirs=True, detail=True))
+        found = _call(lambda: self._system.find(where, maxdepth=depth, withdirs=True, detail=True), self._turn)
         return [self._listed(info) for info in found.values()]
 
     def open(self, path: str) -> pa.NativeFile:
-        file = _call(lambda: self._system.open(self._url.at(path), "rb"))
+        file = _call(lambda: self._system.open(self._url.at(path), "rb"), self._turn)
         if not hasattr(file, "size") or file.size is None or not file.seekable():
             file.close()
             raise OSError("the server gives no size or no byte ranges, and a data file is read in pieces")
-        return pa.PythonFile(_Guarded(file), mode="r")
+        return pa.PythonFile(_Guarded(file, self._turn), mode="r")
 
     def _listed(self, info: dict[str, Any]) -> Listed:
         path = "/" + str(info["name"]).partition("?")[0].removeprefix(self._root).lstrip("/")
@@ -96,18 +106,18 @@ def _nanoseconds(time: Any) -> int:
 class _Guarded:
     """A file of fsspec, for Arrow, that raises nothing but OSError."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, turn: _Turn) -> None:
+        self._file, self._turn = file, turn
 
     @property
     def closed(self) -> bool:
         return bool(self._file.closed)
 
     def read(self, count: int = -1) -> bytes:
-        return _call(lambda: bytes(self._file.read(count)))
+        return _call(lambda: bytes(self._file.read(count)), self._turn)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return _call(lambda: int(self._file.seek(offset, whence)))
+        return _call(lambda: int(self._file.seek(offset, whence)), self._turn)
 
     def tell(self) -> int:
         return int(self._file.tell())
@@ -128,13 +138,18 @@ class _Guarded:
         return True
 
 
-def _call(work: Callable[[], _Result]) -> _Result:
+def _call(work: Callable[[], _Result], turn: _Turn) -> _Result:
     try:
-        return work()
+        with turn:
+            return work()
     except FileNotFoundError as error:
         # over http, fsspec calls every failure "not found"; what happened stands behind it
         cause = error.__cause__
-        if cause is None or isinstance(cause, LookupError) or getattr(cause, "status", None) in (404, 410):
+        if (
+            cause is None
+            or isinstance(cause, LookupError | StopIteration)
+            or getattr(cause, "status", None) in (404, 410)
+        ):
             raise
         raise OSError(_line(cause) or type(cause).__name__) from error
     except OSError:

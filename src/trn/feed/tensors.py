@@ -20,7 +20,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from trn.errors import DataError
-from trn.feed.shared import shared_tensor
+from trn.feed.shared import shared_tensor, tensors_of_given
 
 __all__ = ["to_tensors"]
 
@@ -32,6 +32,8 @@ def to_tensors(record_batch: pa.RecordBatch, columns: Sequence[str] | None = Non
 
     The first dimension is the rows, but for such values. Raises DataError naming the column.
     """
+    if (given := tensors_of_given(record_batch, columns)) is not None:
+        return given
     tensors: dict[str, torch.Tensor] = {}
     for name in record_batch.schema.names if columns is None else columns:
         at = record_batch.schema.get_field_index(name)  # below 0 for none, and for more than one

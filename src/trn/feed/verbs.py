@@ -56,10 +56,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)
 
 
 def subject_of_paths(parsed: argparse.Namespace) -> Subject:
@@ -70,7 +69,9 @@ def subject_of_paths(parsed: argparse.Namespace) -> Subject:
 def run_verb(parsed: argparse.Namespace, subject: Subject) -> int:
     """Do what was asked, and print it; returns the exit status. Raises TrnError."""
     if parsed.columns:
-        subject = replace(subject, columns=tuple(name for name in parsed.columns.split(",") if name))
+        columns = tuple(name for name in parsed.columns.split(",") if name)
+        fills = {name: value for name, value in (subject.fills or {}).items() if name in columns}
+        subject = replace(subject, columns=columns, fills=None if subject.fills is None else fills)
     if parsed.command == "inspect":
         return _inspect(parsed, subject)
     return _validate(parsed, subject) if parsed.command == "validate" else _cache(parsed, subject)

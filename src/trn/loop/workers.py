@@ -20,6 +20,7 @@ import queue
 import signal
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -170,6 +171,8 @@ def _drive(shared: _Shared, work: _Work) -> None:
 
 def _hand_on_all(shared: _Shared, work: _Work) -> Exception | None:
     """Hand on what the workers make of each batch; returns what the feed raised, which comes after all before it."""
+    # torch warns twice where there are more workers than processors; the spec asks for that many
+    warnings.filterwarnings("ignore", r"This DataLoader will create \d+ worker processes", UserWarning)
     drawn: deque[RawBatch] = deque()
     failed: list[Exception] = []
     loader: DataLoader[Any] = DataLoader(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trn.errors import SpecError, TrnError, UsageError, exit_code
+from trn.errors import SpecError, StorageError, TrnError, UsageError, exit_code
 from trn.feed.subject import Named, Subject
 from trn.feed.verbs import Parser, add_verbs, run_verb
 from trn.plan.planner import use_spec_folder
@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrnError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_status
+    except OSError as error:
+        failed = StorageError(f"{error.strerror or error}.", where=error.filename)
+        sys.stderr.write(f"{failed}\n")
+        return failed.exit_status
     except KeyboardInterrupt:
         return exit_code("cancelled")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trn.errors import PlanRefused
+from trn.errors import DataError, PlanRefused
 from trn.feed import Dataset, Fills, Order, open_dataset, open_manifest
 from trn.spec import DatasetSpec, Spec, ValidationSpec
 from trn.spec.plan_model import BudgetPlan, DatasetPlan, FillPlan, Plan, ValidationPlan
@@ -116,7 +116,8 @@ def _budget(spec: Spec, order: Order) -> BudgetPlan:
 def plan_validation(spec: Spec, trainer: Trainer, training: DatasetPlan) -> ValidationPlan | None:
     """The opened validation data, read in their natural order with the training's batch size; None without the key.
 
-    Raises DataError (also for no rows), PlanRefused when the trainer cannot evaluate.
+    Raises DataError (also for no rows, and for columns of another type than the training's), PlanRefused when the
+    trainer cannot evaluate.
     """
     part = spec.validation
     if part is None:
@@ -126,6 +127,7 @@ def plan_validation(spec: Spec, trainer: Trainer, training: DatasetPlan) -> Vali
             f"trainer {spec.trainer!r} has no `evaluate`.", where="validation", hint="Add the hook, or remove the key."
         )
     data = _open(part, training.columns, training.fills)
+    _refuse_other_types(data, Dataset.from_json(training.data))
     return ValidationPlan(
         data=data.to_json(),
         columns=training.columns,
@@ -134,6 +136,17 @@ def plan_validation(spec: Spec, trainer: Trainer, training: DatasetPlan) -> Vali
         every_epochs=part.every_epochs,
         max_batches=part.max_batches,
     )
+
+
+def _refuse_other_types(validation: Dataset, training: Dataset) -> None:
+    for name, kind in validation.columns.items():
+        if kind != training.columns[name]:
+            raise DataError(
+                f'column "{name}" is {kind} here, and {training.columns[name]} in the training data'
+                f" ({training.files[0].path}).",
+                where=validation.files[0].path,
+                hint="Write both with the same type.",
+            )
 
 
 def _open(part: DatasetSpec | ValidationSpec, columns: list[str], fills: Fills) -> Dataset:
