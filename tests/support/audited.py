@@ -15,10 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["audited"]
+__all__ = ["STARTED", "audited"]
 
+STARTED = "trn.started"
 WATCHED = frozenset(
     {
+        STARTED,
         *("pickle.find_class", "marshal.loads", "exec", "compile", "code.__new__", "function.__new__", "os.system"),
         *("os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn", "subprocess.Popen"),
         *("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"),
@@ -91,6 +93,7 @@ def _tell_phases() -> None:
         emit(self, event, **fields)
         if event == "started":
             _phase = "after"
+            sys.audit(STARTED)  # seen like any other: the hook is there, also where nothing else happens from now on
 
     EventLog.emit = told  # type: ignore[method-assign]
 

@@ -132,7 +132,6 @@ def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
     progress = restored.progress
 
     def publish(ending: Ending) -> None:
-        journal.sync()
         publish_outcome(
             plan,
             job_id=job.job_id,
@@ -145,6 +144,7 @@ def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
 
     def tell_instead(error: TrnError) -> None:
         """The main thread may only be slow: what it would still write finds no open file."""
+        journal.sync()
         journal.close_metrics()
         publish(Ending(outcome_of(error), str(error)))
 
@@ -158,6 +158,7 @@ def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
         os._exit(1)  # a child that the trainer forked and that came out of the loop: the run is its parent's
     company.watchdog.rest()
     company.last_word.take()
+    journal.sync()
     publish(ending)
     lock.release()
     return STATUS[ending.status].exit
