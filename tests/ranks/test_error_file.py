@@ -97,4 +97,9 @@ def test_the_first_rank_that_failed_is_named_and_a_killed_one_before_those_that_
     hurried_file.write_text(hurried_file.read_text().replace('"errorCode": -15', '"errorCode": 78'))
     follower = failure(1, 78, 101, "rank 0 ended the job")
     assert first_failure({0: hurried, 1: follower}) == (78, "rank 0: the run is locked")
+    # torchrun asks the others to end, and names them after the first; all within one second
+    asked = failure(0, 75, 100)
+    assert first_failure({1: failure(1, 70, 100, "ValueError"), 0: asked}) == (70, "rank 1: ValueError")
+    assert first_failure({0: asked, 1: failure(1, 70, 100, "ValueError")}) == (70, "rank 1: ValueError")
+    assert first_failure({1: failure(1, 78, 100), 0: asked}) == (78, "rank 1 ended with exit status 78")
     assert first_failure({3: failure(3, 1, 5)}) == (1, "rank 3 ended with exit status 1")

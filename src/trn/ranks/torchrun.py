@@ -57,7 +57,8 @@ def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
         was_killed = failure.exitcode < 0 and failure.exitcode not in _ASKED and said[rank] is None
         return failure.timestamp - (_CAUSE_S if was_killed else 0)
 
-    rank = min(sorted(failures), key=began)
+    # in one second, one that says why comes before one that was only asked to end; else torchrun's own order tells
+    rank = min(failures, key=lambda rank: (began(rank), said[rank] is None))
     status, word = failures[rank].exitcode, said[rank]
     if word is not None:
         return (word[0] if status < 0 else status), f"rank {rank}: {word[1]}"
