@@ -2,8 +2,7 @@
 
 A page is written by hand but for what stands between `<!-- generated: NAME -->` and `<!-- end -->`:
 
-    spec.md          keys       every key of a spec: from its JSON Schema, and from what the planner refuses
-                     unbuilt    the keys and values that this version refuses
+    spec.md          keys       every key of a spec: from its JSON Schema
                      limits     how large a spec may be
     exit-codes.md    outcomes   one row an outcome: from trn.errors and trn.records, with the words of exit-codes.toml
 
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from trn.doors.flags import KNOBS
-from trn.errors import STATUS, PlanRefused
-from trn.plan.planner import _refuse_unbuilt  # the one place that knows; a list of our own would go stale
+from trn.errors import STATUS
 from trn.records import ending_of
-from trn.spec import Spec, spec_schema
+from trn.spec import spec_schema
 from trn.spec.nodes import MAX_ALIASES, MAX_DEPTH, MAX_NODES
 from trn.spec.overrides import MAX_PROFILES
 from trn.spec.sources import MAX_BYTES, MAX_FILES
@@ -84,8 +82,8 @@ def _sections(properties: Schema, schema: Schema, above: str) -> Iterator[tuple[
 
 
 def _section(one: Schema, schema: Schema) -> Schema | None:
-    """The schema of the section that a key holds, None for a plain value."""
-    for choice in one.get("anyOf", [one]):
+    """The schema of the section that a key holds, or of each in its list; None for plain values."""
+    for choice in one.get("anyOf", [one.get("items", one)]):
         if "$ref" in choice:
             found: Schema = schema["$defs"][choice["$ref"].rsplit("/", 1)[1]]
             return found
@@ -100,7 +98,7 @@ def _table(properties: Schema, schema: Schema, above: str = "", part: Schema | N
         "value": [_value(one, above + name) for name, one in properties.items()],
         "default": [_default(one, name in required) for name, one in properties.items()],
         "flag": [_FLAGS.get(above + name, "") for name in properties],
-        "meaning": [_meaning(one, schema, above + name) for name, one in properties.items()],
+        "meaning": [_meaning(one, schema) for name, one in properties.items()],
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
     rows = [list(shown), ["---" for _ in shown], *zip(*shown.values(), strict=True)]
@@ -118,9 +116,9 @@ _FLAGS = {"run_id": "`--run-id`", "runs_dir": "`--runs-dir`"} | {
 }
 
 
-def _meaning(one: Schema, schema: Schema, path: str) -> str:
+def _meaning(one: Schema, schema: Schema) -> str:
     said: str = one.get("description") or (_section(one, schema) or {})["description"]
-    return said + (f" *Not built yet: {note}.*" if (note := _unbuilt(path, one)) else "")
+    return " ".join(said.split())
 
 
 def _value(one: Schema, path: str) -> str:
@@ -178,62 +176,6 @@ def limits() -> str:
     )
 
 
-def unbuilt() -> str:
-    """One line a key that is refused, whole or but for some values."""
-    schema = spec_schema()
-    parts = [("", schema), *((f"{path}.", part) for path, part in _sections(schema["properties"], schema, ""))]
-    notes = {
-        above + name: _unbuilt(above + name, one) for above, part in parts for name, one in part["properties"].items()
-    }
-    return "\n".join(f"- `{path}`: {note}." for path, note in notes.items() if note)
-
-
-_SMALLEST = Spec.model_validate(
-    {
-        **{"config_version": 1, "trainer": "t", "seed": 0, "device": "cpu", "precision": "none", "ddp": False},
-        **{"dataset": {"parquet_paths": ["t.parquet"]}, "validation": {"parquet_paths": ["v.parquet"]}, "max_steps": 9},
-    }
-)
-
-
-def _unbuilt(path: str, one: Schema) -> str:
-    """What this version refuses of a key, asked of the planner with every kind of value; "" where it takes all."""
-    if path in _FILE_KEYS:
-        return ""
-    tried = {_text(value): _is_refused(path.split("."), value) for value in _values(one)}
-    taken = [f"`{text}`" for text, is_refused in tried.items() if not is_refused]
-    if not any(tried.values()):
-        return ""
-    return f"only {one_of(taken)} is taken" if taken else "the key is refused"
-
-
-def _values(one: Schema) -> Iterator[Any]:
-    """Values of each kind that the key takes: all of a choice, the default and one more of a number."""
-    for choice in one.get("anyOf", [one]):
-        kind = choice.get("type")
-        if "enum" in choice or "const" in choice:
-            yield from choice.get("enum") or [choice["const"]]
-        elif kind == "boolean":
-            yield from (False, True)
-        elif kind in ("integer", "number"):
-            first = one.get("default") or choice.get("minimum", 0)
-            yield from (first, first + 1)
-
-
-def _is_refused(names: list[str], value: object) -> bool:
-    try:
-        _refuse_unbuilt(_changed(_SMALLEST, names, value))
-    except PlanRefused as refused:
-        return refused.where == ".".join(names)
-    return False
-
-
-def _changed(part: Any, names: list[str], value: object) -> Any:
-    """The frozen part with another value: not validated, so that a value need not fit the others."""
-    name, *rest = names
-    return part.model_copy(update={name: _changed(getattr(part, name), rest, value) if rest else value})
-
-
 # exit-codes.md
 
 
@@ -253,7 +195,7 @@ def outcomes() -> str:
 
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    DOCS / "spec.md": {"keys": keys, "unbuilt": unbuilt, "limits": limits},
+    DOCS / "spec.md": {"keys": keys, "limits": limits},
     DOCS / "exit-codes.md": {"outcomes": outcomes},
 }
 

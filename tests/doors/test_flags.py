@@ -24,9 +24,9 @@ from trn.spec import LoadedSpec
 Capture = pytest.CaptureFixture[str]
 
 REFUSED = object()
-"""The plan of this version refuses the key: then it came to the plan."""
-NOT_ASKED = object()
-"""It means something only with a key that the plan of this version refuses."""
+"""The plan refuses the key, since the job's trainer cannot do it: then it came to the plan."""
+FILE = Path(__file__).resolve()
+"""Any file."""
 
 
 class Case(NamedTuple):
@@ -37,7 +37,7 @@ class Case(NamedTuple):
     by_file: object
     """And a third one, in the file."""
     place: object
-    """Where it stands in the plan, REFUSED or NOT_ASKED."""
+    """Where it stands in the plan, or REFUSED."""
     planned: object = None
     """As what, if not as `value`."""
 
@@ -51,10 +51,16 @@ CASES = {
     "--readahead": Case(["0"], 0, "1", 3, "dataset.readahead"),
     "--shuffle": Case([], True, "false", False, "dataset.shuffle"),
     "--device": Case(["cpu"], "cpu", "mps", "cuda", "device"),
-    "--amp": Case(["bf16"], "bf16", "none", "fp16", REFUSED),
+    "--amp": Case(["bf16"], "bf16", "none", "fp16", "precision"),
     "--ddp": Case([], True, "false", False, "ddp"),
     "--seed": Case(["0"], 0, "1", 2, "seed"),
     "--deterministic": Case([], True, "warn", False, "deterministic"),
+    "--torch-compile": Case([], True, "false", False, "compile.backend", "inductor"),
+    "--torch-compile-backend": Case(["eager", "--torch-compile"], "eager", "aot_eager", "inductor", "compile.backend"),
+    "--torch-compile-mode": Case(
+        ["max-autotune", "--torch-compile"], "max-autotune", "default", "reduce-overhead", "compile.mode"
+    ),
+    "--torch-compile-strict": Case(["--torch-compile"], True, "false", False, "compile.strict"),
     "--optimizer": Case(["sgd"], "sgd", "adam", "adamw", "optimizer.name"),
     "--lr": Case(["2e-2"], 0.02, "0.3", 0.4, "schedule.lr_max"),
     "--min-lr": Case(["1e-5"], 1e-5, "0.001", 0.0, "schedule.lr_min"),
@@ -66,9 +72,11 @@ CASES = {
         ["--momentum", "0.9", "--optimizer", "sgd"], True, "false", False, "optimizer.arguments.nesterov"
     ),
     "--clip-grad-norm": Case(["0.5"], 0.5, "2", 3.0, "clip_grad_norm"),
-    "--use-ema": Case([], True, "false", False, REFUSED),
-    "--ema-decay": Case(["0.5"], 0.5, "0.6", 0.7, NOT_ASKED),
-    "--ema-eval": Case(["--use-ema"], True, "false", False, REFUSED),
+    "--weights": Case([str(FILE)], str(FILE), str(FILE.parent), "else.pt", "weights.path"),
+    "--allow-partial": Case(["--weights", str(FILE)], True, "false", False, "weights.allow_partial"),
+    "--use-ema": Case([], True, "false", False, "ema.decay", 0.999),
+    "--ema-decay": Case(["0.5", "--use-ema"], 0.5, "0.6", 0.7, "ema.decay"),
+    "--ema-eval": Case(["--use-ema"], True, "false", False, "ema.evaluate"),
     "--stop-on-non-finite-loss": Case([], "stop", "skip", "skip", "guard.policy"),
     "--non-finite-max-skips": Case(["5"], 5, "6", 7, "guard.max_skips"),
     "--non-finite-lr-decay": Case(["0.9"], 0.9, "0.8", 0.7, "guard.lr_decay"),
@@ -78,14 +86,18 @@ CASES = {
     "--regime": Case(["finetune"], "finetune", "from_scratch", "from_scratch", "gates.regime"),
     "--max-runtime-seconds": Case(["9"], 9, "8", 7, "max_runtime_s"),
     "--val-every": Case(["3"], 3, "4", 5, "validation.every_epochs"),
+    "--val-batch-size": Case(["5"], 5, "6", 7, "validation.batch_size"),
     "--val-every-steps": Case(["7"], 7, "8", 9, "validation.every_steps"),
     "--checkpoint-every": Case(["7"], 7, "8", 9, "checkpoint.every_steps"),
-    "--save-delay-steps": Case(["7"], 7, "8", 9, REFUSED),
+    "--save-delay-steps": Case(["7"], 7, "8", 9, "checkpoint.save_delay_steps"),
+    "--best-metric": Case(["map50_95"], "map50_95", "val_map", "recall", "checkpoint.best_metric"),
+    "--best-mode": Case(["max"], "max", "min", "min", "checkpoint.best_mode"),
     "--metric-every": Case(["7"], 7, "8", 9, "metric_every"),
     "--sample-every": Case(["7"], 7, "8", 9, "sample_every"),
     "--export-onnx": Case([], True, "false", False, REFUSED),
-    "--onnx-opset": Case(["20"], 20, "21", 22, NOT_ASKED),
-    "--parity-policy": Case(["warn"], "warn", "fail", "fail", NOT_ASKED),
+    "--onnx-opset": Case(["20"], 20, "21", 22, "export.opset"),
+    "--parity-policy": Case(["warn"], "warn", "fail", "fail", "export.parity_policy"),
+    "--parity-atol": Case(["0.01"], 0.01, "0.02", 0.03, "export.atol"),
 }
 
 
@@ -109,6 +121,8 @@ def with_value(job: Path, key: str, value: object) -> Path:
     for name in sections:
         section = section.setdefault(name, {})
     section[last] = value
+    if key == "weights.allow_partial":
+        section["path"] = str(FILE)
     path = job.with_name(f"spec-{key}.json")
     path.write_bytes(canonical_json(document))
     return path
@@ -155,8 +169,9 @@ def test_a_flag_reaches_the_plan_over_set_and_file(
     if case.place is REFUSED:
         with pytest.raises(PlanRefused) as caught:
             planned(loaded, runs_dir)
-        assert caught.value.where in (knob.key, "ema.enabled")
-    elif isinstance(case.place, str):
+        assert caught.value.where == knob.key
+    else:
+        assert isinstance(case.place, str)
         assert at(planned(loaded, runs_dir), case.place) == (case.value if case.planned is None else case.planned)
     assert not runs_dir.exists()
 
@@ -168,13 +183,14 @@ def test_a_switch_can_be_turned_off(knob: Knob, job: Path, runs_dir: Path, monke
     assert at(child_of(monkeypatch, "--config", str(spec), off).spec, knob.key) == knob.off
 
 
+_ANY_TEXT = ("weights.path", "checkpoint.best.metric")
 _FROM_1 = ("--max-steps", "--epochs", "--batch-size", "--grad-accum", "--lr")
 
 
 def bad_values(knob: Knob) -> list[str]:
     if knob.is_number:
         return ["x", "-1", "true", "null", "", "[1]", ".nan", "1e999", *(["0"] if knob.name in _FROM_1 else ())]
-    return ["Not so!", ""]
+    return [""] if knob.key in _ANY_TEXT else ["Not so!", ""]
 
 
 @pytest.mark.parametrize(
@@ -232,10 +248,10 @@ def test_help_has_every_flag_in_its_group_and_fits_80_columns(capsys: Capture, m
 
 def test_a_shell_is_offered_the_words_of_a_flag(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_TRN_COMPLETE", "bash_complete")
-    monkeypatch.setenv("COMP_WORDS", "trn run --schedule l")
+    monkeypatch.setenv("COMP_WORDS", "trn run --regime fi")
     monkeypatch.setenv("COMP_CWORD", "3")
     assert main([]) == 0
-    assert capsys.readouterr().out == "plain,linear\n"
+    assert capsys.readouterr().out == "plain,finetune\n"
 
 
 def test_the_page_has_each_flag_with_its_key() -> None:

@@ -33,7 +33,7 @@ MISTAKES = [
     ("batch_size: 5", "batch_size", "did you mean dataset.batch_size?"),
     ("patience: 5", "patience", "did you mean gates.patience?"),
     ("extend: a.yaml", "extend", "did you mean extends?"),
-    ("optimizer: {learning: 5}", "optimizer.learning", "known here: accumulate, betas, eps, fused, lr"),
+    ("optimizer: {learning: 5}", "optimizer.learning", "known here: accumulate, betas, eps, fused, groups, lr"),
     ("optimizer: {betaz: [0, 0]}", "optimizer.betaz", "did you mean betas?"),
     ("ema: {seed: 5}", "ema.seed", "did you mean seed, as a key of the document itself?"),
     ("checkpoint: {best: {metrik: a}}", "checkpoint.best.metrik", "did you mean metric?"),
@@ -95,7 +95,7 @@ MISTAKES = [
     ("deterministic: 1", "deterministic", "expected true, warn or false, found 1"),
     ("deterministic: never", "deterministic", "expected true, warn or false, found 'never'"),
     ("trainer_api_version: v2", "trainer_api_version", "expected v1, found 'v2'"),
-    ("schedule: {kind: cosine}", "schedule.kind", "expected constant, linear or warmup_cosine"),
+    ("schedule: {kind: a-b}", "schedule.kind", "expected the name of a schedule such as warmup_cosine"),
     ("schedule: {lr_max: 0.1}", "schedule.kind", "required, never defaulted; add it"),
     ("optimizer: {name: AdamW}", "optimizer.name", "expected a lower-case name such as adamw, found 'AdamW'"),
     # names

@@ -45,7 +45,7 @@ def test_a_minimal_spec_has_the_documented_defaults() -> None:
     assert (spec.gates.patience, spec.gates.min_epochs, spec.gates.telemetry) == (None, 3, "warn")
     assert (spec.guard.policy, spec.guard.max_skips, spec.guard.lr_decay) == ("stop", 3, 0.5)
     assert (spec.limits.max_runtime_seconds, spec.limits.grace_seconds) == (0, 20)
-    assert (spec.threads, spec.deterministic, spec.export.onnx) == (0, True, False)
+    assert (spec.threads, spec.deterministic, spec.export.onnx) == (0, True, None)
 
 
 def test_model_fields_set_holds_what_was_given_and_nothing_else() -> None:

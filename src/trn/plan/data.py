@@ -114,7 +114,7 @@ def _budget(spec: Spec, order: Order) -> BudgetPlan:
 
 
 def plan_validation(spec: Spec, trainer: Trainer, training: DatasetPlan) -> ValidationPlan | None:
-    """The opened validation data, read in their natural order with the training's batch size; None without the key.
+    """The opened validation data, read in their natural order; None without the key.
 
     Raises DataError (also for no rows, and for columns of another type than the training's), PlanRefused when the
     trainer cannot evaluate.
@@ -131,7 +131,7 @@ def plan_validation(spec: Spec, trainer: Trainer, training: DatasetPlan) -> Vali
     return ValidationPlan(
         data=data.to_json(),
         columns=training.columns,
-        batch_size=training.batch_size,
+        batch_size=part.batch_size or training.batch_size,
         every_steps=part.every_steps,
         every_epochs=part.every_epochs,
         max_batches=part.max_batches,

@@ -1,14 +1,14 @@
-"""The numbers of an update: optimizer, schedule, and which checkpoint is the best."""
+"""The numbers of an update: optimizer and schedule."""
 
 from __future__ import annotations
 
 from trn.errors import PlanRefused
 from trn.spec import Spec
-from trn.spec.plan_model import BudgetPlan, CheckpointPlan, OptimizerPlan, SchedulePlan
+from trn.spec.plan_model import BudgetPlan, GroupPlan, OptimizerPlan, SchedulePlan
 from trn.trainer import Trainer
 from trn.trainer.optimizers import is_fusable, optimizer_arguments
 
-__all__ = ["plan_checkpoint", "plan_optimization"]
+__all__ = ["plan_optimization"]
 
 
 def plan_optimization(
@@ -38,6 +38,11 @@ def plan_optimization(
             arguments=optimizer_arguments(optimizer.name, given, explicit),
             fused=_fused(spec),
             accumulate=optimizer.accumulate,
+            groups=[
+                GroupPlan(match=list(one.match), lr_mult=one.lr_mult, weight_decay_mult=one.weight_decay_mult)
+                for one in optimizer.groups
+            ],
+            no_decay=sorted(set(optimizer.no_decay)),
         )
         if "optimizer" in honours
         else None,
@@ -47,6 +52,7 @@ def plan_optimization(
             total_steps=budget.max_steps,
             lr_max=lr_max,
             lr_min=schedule.lr_min,
+            arguments=schedule.arguments,
         )
         if "schedule" in honours
         else None,
@@ -59,16 +65,3 @@ def _fused(spec: Spec) -> bool:
     if spec.optimizer.fused and not able:
         raise PlanRefused(f"{spec.optimizer.name} cannot be fused on {spec.device}.", where="optimizer.fused")
     return able if spec.optimizer.fused is None else spec.optimizer.fused
-
-
-def plan_checkpoint(spec: Spec) -> CheckpointPlan:
-    """Which checkpoints are made and kept; without validation there is no best."""
-    has_best = spec.validation is not None
-    return CheckpointPlan(
-        every_steps=spec.checkpoint_every,
-        every_epochs=spec.checkpoint.every_epochs,
-        keep=spec.checkpoint.keep,
-        keep_epochs=spec.checkpoint.keep_epochs,
-        best_metric=spec.checkpoint.best.metric if has_best else None,
-        best_mode=spec.checkpoint.best.mode,
-    )

@@ -15,8 +15,17 @@ from trn.errors import PlanRefused
 from trn.plan.data import plan_data, plan_validation
 from trn.plan.device import torch_device
 from trn.plan.gating import plan_gates, plan_guard
-from trn.plan.optimization import plan_checkpoint, plan_optimization
+from trn.plan.optimization import plan_optimization
 from trn.plan.params import make_params
+from trn.plan.training import (
+    plan_checkpoint,
+    plan_compile,
+    plan_ema,
+    plan_export,
+    plan_log,
+    plan_loss_scale,
+    plan_weights,
+)
 from trn.plan.versions import versions_here
 from trn.provenance import secret_paths
 from trn.provenance.code import code_sha256
@@ -37,12 +46,11 @@ def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) 
     spec = loaded.spec
     use_spec_folder(loaded.folder)
     trainer = load_trainer(spec.trainer)
-    _refuse_unbuilt(spec)
     _refuse_unhonoured(spec, trainer)
     params = make_params(trainer, spec.hyperparams)
     torch_device(spec.device)
     dataset, budget = plan_data(spec, trainer)
-    validation, checkpoint = plan_validation(spec, trainer, dataset), plan_checkpoint(spec)
+    validation, checkpoint = plan_validation(spec, trainer, dataset), plan_checkpoint(spec, budget)
     optimizer, schedule = plan_optimization(spec, trainer, budget)
     plan = Plan(
         config_path=str(loaded.sources[0].path),
@@ -66,11 +74,20 @@ def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) 
         optimizer=optimizer,
         schedule=schedule,
         clip_grad_norm=spec.clip_grad_norm or None,
+        weights=plan_weights(spec),
+        loss_scale=plan_loss_scale(spec),
+        ema=plan_ema(spec),
+        compile=plan_compile(spec),
+        activation_checkpointing=list(spec.activation_checkpointing),
         metric_every=spec.metric_every,
         sample_every=spec.sample_every,
         checkpoint=checkpoint,
         gates=plan_gates(spec, trainer, params),
         guard=plan_guard(spec),
+        export=plan_export(spec, trainer),
+        log=plan_log(spec),
+        heartbeat_s=_beats_every(spec),
+        experiment=spec.experiment,
         max_runtime_s=float(spec.limits.max_runtime_seconds),
         hang_s=float(spec.limits.hang_seconds),
         grace_s=float(spec.limits.grace_seconds),
@@ -124,17 +141,10 @@ def use_spec_folder(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _refuse_unbuilt(spec: Spec) -> None:
-    """Refuse keys whose meaning this version does not carry out: what is recorded must be what ran."""
-    asked = {
-        "precision": spec.precision != "none",
-        "ema.enabled": spec.ema.enabled,
-        "export.onnx": spec.export.onnx is True,
-        "checkpoint.save_delay_steps": spec.checkpoint.save_delay_steps > 0,
-    }
-    for key, is_asked in asked.items():
-        if is_asked:
-            raise PlanRefused("this version of trn does not do it yet.", where=key, hint="Remove the key.")
+def _beats_every(spec: Spec) -> float:
+    """At least a second, so that a beat costs nothing; 0: none."""
+    asked = spec.heartbeat.interval_seconds
+    return float(max(asked, 1.0)) if asked else 0.0
 
 
 def _refuse_secrets(plan: Plan) -> None:
@@ -151,6 +161,11 @@ def _refuse_unhonoured(spec: Spec, trainer: Trainer) -> None:
     honours: frozenset[str] = getattr(trainer, "honours", frozenset())
     asked = {key: key in spec.model_fields_set for key in ("optimizer", "schedule", "clip_grad_norm")}
     asked["guard.policy"] = spec.guard.policy != "stop"
+    asked["precision"] = spec.precision != "none"
+    asked["ema.enabled"] = spec.ema.enabled
+    asked["compile.enabled"] = spec.compile.enabled
+    asked["activation_checkpointing"] = bool(spec.activation_checkpointing)
+    asked["weights"] = spec.weights is not None
     for key, is_asked in asked.items():
         if is_asked and key.split(".")[0] not in honours:
             raise PlanRefused(

@@ -33,6 +33,12 @@ SAFE = frozenset(
         "checkpoint.every_epochs",
         "checkpoint.keep",
         "checkpoint.keep_epochs",
+        "checkpoint.save_delay_steps",
+        "export.atol",
+        "export.onnx",
+        "export.opset",
+        "export.parity_policy",
+        "export.reason",
         "grace_s",
         "hang_s",
         "dataset.cache",
@@ -128,7 +134,7 @@ def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan,
         )
     if not differences:
         # the same run, but code and data may lie elsewhere now
-        here = ("config_path", "base_config_path", "spec_folder", "dataset", "validation")
+        here = ("config_path", "base_config_path", "spec_folder", "dataset", "validation", "experiment", "log", "heartbeat_s")
         return plan.model_copy(update={key: getattr(wanted, key) for key in here}), ()
     changes = {
         "revision": plan.revision + 1,

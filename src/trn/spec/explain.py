@@ -40,7 +40,10 @@ _BOUNDS = {
     "string_too_long": ("at most {} characters", "max_length"),
 }
 _PATTERNS = {
+    "backend": "the name of a backend such as inductor",
     "device": "a device such as cpu, cuda or cuda:1",
+    "kind": "the name of a schedule such as warmup_cosine or CosineAnnealingLR",
+    "mode": "the name of a mode such as max-autotune",
     "name": "a lower-case name such as adamw",
     "trainer": "the name of an entry point, or module:Class",
 }

@@ -20,15 +20,22 @@ __all__ = [
     "UNFINGERPRINTED",
     "BudgetPlan",
     "CheckpointPlan",
+    "CompilePlan",
     "DatasetPlan",
+    "EmaPlan",
+    "ExportPlan",
     "FillPlan",
     "GatesPlan",
+    "GroupPlan",
     "GuardPlan",
+    "LogPlan",
+    "LossScalePlan",
     "OptimizerPlan",
     "Plan",
     "SchedulePlan",
     "TrainerPlan",
     "ValidationPlan",
+    "WeightsPlan",
 ]
 
 UNFINGERPRINTED = frozenset(
@@ -44,6 +51,9 @@ UNFINGERPRINTED = frozenset(
         "fingerprint",
         "revision",
         "earlier_fingerprints",
+        "experiment",
+        "log",
+        "heartbeat_s",
     }
 )
 
@@ -119,6 +129,13 @@ class BudgetPlan(_Part):
     """Whether the budget is so many passes over the data: then a batch that was skipped counts towards it too."""
 
 
+class GroupPlan(_Part):
+    match: list[str]
+    """Names of parameters, with wildcards."""
+    lr_mult: float
+    weight_decay_mult: float
+
+
 class OptimizerPlan(_Part):
     """Arguments of a class of torch.optim, by the lower-case name of that class, and the micro-batches per step."""
 
@@ -126,14 +143,53 @@ class OptimizerPlan(_Part):
     arguments: dict[str, Any]
     fused: bool | None
     accumulate: int
+    groups: list[GroupPlan] = []
+    no_decay: list[Literal["bias", "norm"]] = []
+
+
+class WeightsPlan(_Part):
+    """The file of the first weights: what counts of it is its content."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    allow_partial: bool
+
+
+class LossScalePlan(_Part):
+    """Of the loss, with fp16."""
+
+    initial: float
+    growth_interval: int
+
+
+class CompilePlan(_Part):
+    """Arguments of torch.compile, and whether the run may go on without it."""
+
+    backend: str
+    mode: str | None
+    fullgraph: bool
+    dynamic: bool | None
+    strict: bool
+
+
+class EmaPlan(_Part):
+    """A moving average of the weights."""
+
+    decay: float
+    evaluate: bool
+    """Whether it is what is evaluated and exported."""
 
 
 class SchedulePlan(_Part):
-    kind: Literal["constant", "linear", "warmup_cosine"]
+    kind: str
+    """One of our own, or the class of torch.optim.lr_scheduler."""
     warmup_steps: int
     total_steps: int
     lr_max: float
     lr_min: float
+    arguments: dict[str, Any] = {}
+    """Of torch's scheduler, with the lengths filled in."""
 
 
 class CheckpointPlan(_Part):
@@ -145,6 +201,8 @@ class CheckpointPlan(_Part):
     """How many epoch-NNN.pt stay; 0: all of them."""
     best_metric: str | None
     best_mode: Literal["min", "max"]
+    save_delay_steps: int = 0
+    """Before this step nothing is saved by cadence, and nothing is the best; 0: no delay."""
 
 
 class GatesPlan(_Part):
@@ -170,6 +228,27 @@ class GuardPlan(_Part):
     policy: Literal["stop", "skip"]
     max_skips: int
     lr_decay: float
+
+
+class ExportPlan(_Part):
+    """What is made of the weights at the end, and how exact it must be."""
+
+    onnx: bool
+    reason: str | None
+    """Why nothing is exported, where nothing is."""
+    opset: int
+    parity_policy: Literal["fail", "warn"]
+    atol: float | None
+    """Null: by the type of an output, and how exact the model itself is."""
+
+
+class LogPlan(_Part):
+    """The mirror of the log."""
+
+    enabled: bool
+    filename: str
+    capture_stdout: bool
+    capture_stderr: bool
 
 
 class Plan(_Part):
@@ -198,11 +277,23 @@ class Plan(_Part):
     """Null for a trainer that does not honour the spec's optimizer."""
     schedule: SchedulePlan | None
     clip_grad_norm: float | None
+    weights: WeightsPlan | None = None
+    loss_scale: LossScalePlan | None = None
+    """Null but for fp16."""
+    ema: EmaPlan | None = None
+    compile: CompilePlan | None = None
+    activation_checkpointing: list[str] = []
     metric_every: int
     sample_every: int
     checkpoint: CheckpointPlan
     gates: GatesPlan
     guard: GuardPlan
+    export: ExportPlan
+    log: LogPlan
+    heartbeat_s: float
+    """How often each rank gives a sign of life; 0: never."""
+    experiment: dict[str, Any] = {}
+    """Notes of the author."""
     max_runtime_s: float
     """0: no limit."""
     hang_s: float = 0.0
@@ -230,6 +321,8 @@ class Plan(_Part):
         for part in (value["dataset"], value["validation"]):
             if part is not None:
                 part["data"] = part["data"]["fingerprint"]
+        if value["weights"] is not None:
+            del value["weights"]["path"]
         return sha256_json(value)
 
     def sealed(self) -> Plan:

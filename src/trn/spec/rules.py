@@ -29,6 +29,8 @@ def broken_rules(document: Document) -> list[Broken]:
         *_learning_rate(document),
         *_switches(document),
         *_json_values(document.get("hyperparams"), ("hyperparams",)),
+        *_json_values(document.get("experiment"), ("experiment",)),
+        *_json_values(_section(document, "schedule").get("arguments"), ("schedule", "arguments")),
     ]
 
 
@@ -105,6 +107,11 @@ def _switches(document: Document) -> Iterator[Broken]:
     ema = _section(document, "ema")
     if ema.get("evaluate") is True and ema.get("enabled", False) is False:
         yield ("ema", "evaluate"), "needs ema.enabled: true"
+    checkpoint = _section(document, "checkpoint")
+    if _number(checkpoint, "save_delay_steps") and _number(checkpoint, "save_delay_epochs"):
+        yield ("checkpoint", "save_delay_epochs"), "expected one delay, found save_delay_steps too; keep one of them"
+    if document.get("add_version") is True and document.get("run_id") is None:
+        yield ("add_version",), "needs a run_id, below which the versions are"
     gates = _section(document, "gates")
     if gates.get("require_target") is True and gates.get("target_val_loss") is None:
         yield ("gates", "require_target"), "needs gates.target_val_loss"

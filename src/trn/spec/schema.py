@@ -11,6 +11,7 @@ see `settle.py` and `overrides.py`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -31,16 +32,22 @@ from trn.spec.words import dotted, one_of
 __all__ = [
     "BestSpec",
     "CheckpointSpec",
+    "CompileSpec",
     "DatasetSpec",
     "EmaSpec",
     "ExportSpec",
     "GatesSpec",
+    "GroupSpec",
     "GuardSpec",
+    "HeartbeatSpec",
     "LimitsSpec",
+    "LogSpec",
+    "LossScaleSpec",
     "OptimizerSpec",
     "ScheduleSpec",
     "Spec",
     "ValidationSpec",
+    "WeightsSpec",
 ]
 
 _LARGEST = 2**53 - 1  # the last whole number that every JSON reader keeps exactly
@@ -120,6 +127,19 @@ def _null_policy(value: object) -> object:
     return value
 
 
+def _at_least_one(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise _expected("at least one pattern")
+    return value
+
+
+def _is_file_name(value: str) -> str:
+    if not _FILE_NAME.fullmatch(value):
+        raise _expected("a plain file name: 1 to 64 of A-Z a-z 0-9 . _ -, the first one a letter or digit")
+    return value
+
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TRAINER = r"^[A-Za-z_][A-Za-z0-9_.-]*(:[A-Za-z_][A-Za-z0-9_.]*)?$"
 _DEVICE = r"^[a-z]+(:[0-9]{1,4})?$"
 _NAME = r"^[a-z][a-z0-9_]*$"
@@ -136,6 +156,11 @@ Paths = Annotated[
     tuple[PathText, ...], Field(strict=False, json_schema_extra={"minItems": 1}), AfterValidator(_not_empty)
 ]
 Nulls = Annotated[Literal["refuse"] | dict[str, bool | int | float | str | None], BeforeValidator(_null_policy)]
+Patterns = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
+    Field(strict=False, json_schema_extra={"minItems": 1}),
+    AfterValidator(_at_least_one),
+]
 Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False), BeforeValidator(_two_numbers)]
 
 
@@ -201,6 +226,19 @@ class ValidationSpec(_Part):
     """Evaluate after each this many epochs; 0: not by epochs. The end of a run is always evaluated."""
     max_batches: Count = 0
     """At most this many batches an evaluation; 0: all of them."""
+    batch_size: Positive | None = None
+    """Rows of a batch, over all ranks; null: those of a step's batch."""
+
+
+class GroupSpec(_Part):
+    """Parameters that are trained otherwise than the rest. A parameter in several groups gets the product of all."""
+
+    match: Patterns
+    """Names of parameters, with `*` for any text: `backbone.*`. Each pattern must fit at least one."""
+    lr_mult: NotNegative = 1.0
+    """The learning rate times this; 0: they stay as they are."""
+    weight_decay_mult: NotNegative = 1.0
+    """The weight decay times this; 0: none."""
 
 
 class OptimizerSpec(_Part):
@@ -224,19 +262,63 @@ class OptimizerSpec(_Part):
     """Micro-batches a step; the batch size must be a multiple of it."""
     fused: bool | None = None
     """The fused implementation: yes, no, or null for wherever there is one."""
+    groups: Annotated[tuple[GroupSpec, ...], Field(strict=False, max_length=256)] = ()
+    """Other learning rates and weight decays for some parameters, by name."""
+    no_decay: Annotated[tuple[Literal["bias", "norm"], ...], Field(strict=False)] = ()
+    """No weight decay for these: `bias`, every bias; `norm`, every parameter of a normalisation."""
 
 
 class ScheduleSpec(_Part):
     """The learning rate as a function of the step. Needs `optimizer.lr` or `lr_max`; where both stand, they agree."""
 
-    kind: Literal["constant", "linear", "warmup_cosine"]
-    """After the warm-up: stay at `lr_max`, or go down to `lr_min` in a line or half a cosine."""
+    kind: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)] = Field(
+        examples=["constant", "linear", "warmup_cosine"]
+    )
+    """After the warm-up: stay at `lr_max` (constant), go down to `lr_min` in a line (linear) or half a cosine
+    (warmup_cosine), or as a scheduler of torch does, by its name: CosineAnnealingLR, one_cycle ..."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of torch's scheduler. Lengths that are not given are those of the budget after the warm-up."""
     warmup_steps: Count = 0
     """Steps of a linear rise from 0; fewer than the budget has."""
     lr_max: AboveZero | None = None
     """Learning rate at the end of the warm-up; null: `optimizer.lr`."""
     lr_min: NotNegative = 0.0
     """Learning rate at the end of the budget; at most `lr_max`."""
+
+
+class WeightsSpec(_Part):
+    """Weights to begin with, instead of random ones."""
+
+    path: PathText
+    """A file of tensors by name: .safetensors, or one of torch; also a checkpoint of another run."""
+    allow_partial: bool = False
+    """Take what fits by name and shape, and record what does not; else every tensor must fit."""
+
+
+class LossScaleSpec(_Part):
+    """What the loss is multiplied by for `precision: fp16`, so that small gradients do not vanish."""
+
+    initial: Annotated[float, Field(ge=1, le=2.0**24)] = 65536.0
+    """To begin with. An overflow halves it, and the step is made again."""
+    growth_interval: Positive = 2000
+    """After so many steps in a row without an overflow it is doubled."""
+
+
+class CompileSpec(_Part):
+    """torch.compile of a TorchTrainer's model; worth its time in long runs only."""
+
+    enabled: bool = False
+    """Whether the model is compiled."""
+    backend: Annotated[str, Field(pattern=_NAME)] = "inductor"
+    """Backend of torch.compile."""
+    mode: Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")] | None = None
+    """Its mode, such as max-autotune."""
+    fullgraph: bool = False
+    """Whether a break of the graph is an error."""
+    dynamic: bool | None = None
+    """Whether shapes are taken for variable; null: torch finds out."""
+    strict: bool = False
+    """Whether a model that cannot be compiled ends the run, instead of going on as it is."""
 
 
 class EmaSpec(_Part):
@@ -269,7 +351,9 @@ class CheckpointSpec(_Part):
     keep_epochs: Count = 3
     """The newest this many `epoch-NNN.pt` stay, their metadata always; 0: all of them."""
     save_delay_steps: Count = 0
-    """No best checkpoint before this step; 0: from the first evaluation."""
+    """No checkpoint by cadence, of an epoch or as the best before this step. The last one is made in any case."""
+    save_delay_epochs: NotNegative = 0.0
+    """The same in epochs, of which a part counts too; one of the two."""
     best: BestSpec = Field(default_factory=BestSpec)
     """What makes a checkpoint the best one."""
 
@@ -309,14 +393,34 @@ class GuardSpec(_Part):
 class ExportSpec(_Part):
     """What is made of the weights at the end of the run, and how closely it has to agree with them."""
 
-    onnx: bool = False
-    """Export to ONNX and compare with ONNX Runtime."""
+    onnx: bool | None = None
+    """Export to ONNX and compare with ONNX Runtime; null: where the trainer can, and the extra `export` is there."""
     opset: Annotated[int, Field(ge=18, le=99), BeforeValidator(_whole)] = 18
     """Opset of the ONNX file."""
     parity_policy: Literal["fail", "warn"] = "fail"
-    """What a difference above `atol` does: end as `parity_failed`, or be reported."""
-    atol: NotNegative = 1e-4
-    """Largest absolute difference of an output."""
+    """What a difference that is too large does: end as `parity_failed`, or be reported."""
+    atol: NotNegative | None = None
+    """Largest absolute difference of an output; null: by its type, and how exact the model itself is."""
+
+
+class LogSpec(_Part):
+    """A mirror of the log in the run's folder."""
+
+    enabled: bool = True
+    """Whether it is written."""
+    filename: Annotated[str, AfterValidator(_is_file_name)] = "train.log"
+    """Its name, in `logs/`."""
+    capture_stdout: bool = False
+    """Whether what is printed lands there too."""
+    capture_stderr: bool = False
+    """Whether what is printed as an error lands there too."""
+
+
+class HeartbeatSpec(_Part):
+    """Signs of life of each rank, in a file of its own."""
+
+    interval_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    """A beat each so many seconds, at least one; 0: none."""
 
 
 class LimitsSpec(_Part):
@@ -374,6 +478,14 @@ class Spec(_Part):
     """The optimizer of a TorchTrainer."""
     schedule: ScheduleSpec = Field(default_factory=lambda: ScheduleSpec(kind="constant"))
     """The learning rate over the steps; without it, `optimizer.lr` throughout."""
+    weights: WeightsSpec | None = None
+    """Weights to begin with; null: those that the trainer draws."""
+    loss_scale: LossScaleSpec = Field(default_factory=LossScaleSpec)
+    """The scaling of the loss for `precision: fp16`."""
+    compile: CompileSpec = Field(default_factory=CompileSpec)
+    """torch.compile."""
+    activation_checkpointing: Names = ()
+    """Modules, by names with `*`, whose activations are computed again in the backward pass instead of kept."""
     clip_grad_norm: NotNegative | None = None
     """Largest L2 norm of all gradients together; null or 0: no clipping."""
     ema: EmaSpec = Field(default_factory=EmaSpec)
@@ -388,6 +500,14 @@ class Spec(_Part):
     """What is made of the weights at the end."""
     limits: LimitsSpec = Field(default_factory=LimitsSpec)
     """Limits of time."""
+    log: LogSpec = Field(default_factory=LogSpec)
+    """The mirror of the log."""
+    heartbeat: HeartbeatSpec = Field(default_factory=HeartbeatSpec)
+    """Signs of life."""
+    experiment: dict[str, Any] = Field(default_factory=dict)
+    """Notes of the author, carried into the metadata: any JSON values. They change nothing."""
+    add_version: bool = False
+    """Whether a new run gets a version of its own below its `run_id`, instead of being refused where there is one."""
     runs_dir: PathText | None = None
     """Folder of all runs; null: `runs` below the current folder. `--runs-dir` and TRN_RUNS_DIR win."""
     threads: Annotated[int, Field(ge=0, le=4096), BeforeValidator(_whole)] = 0

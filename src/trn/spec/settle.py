@@ -25,6 +25,7 @@ _PATHS: tuple[Path, ...] = (
     ("validation", "parquet_paths"),
     ("validation", "manifest"),
     ("runs_dir",),
+    ("weights", "path"),
 )
 _PRECISION_KEYS = ("precision", "amp", "use_amp")
 _GLOB = re.compile(r"[*?\[]")
