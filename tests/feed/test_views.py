@@ -158,6 +158,34 @@ def test_columns_of_one_name_have_no_array() -> None:
     assert list(views.shared_arrays(rows)) == ["b"]
 
 
+def test_the_cursor_of_a_feed_is_after_the_batch_it_gave_last(dataset: Dataset, feed_of: Callable[..., Feed]) -> None:
+    """Whatever lies ready beyond that batch: from there, another feed goes on with the next one."""
+    order = order_of(dataset, window=99, passes=2)
+    with feed_of(order, Cursor()) as feed:
+        while (batch := feed.next()) is not None:
+            assert feed.cursor == batch.next_cursor
+            expected = order.batch(feed.cursor)
+            with feed_of(order, feed.cursor) as resumed:
+                after = resumed.next()
+            assert (after is None) == (expected is None)
+            assert after is None or expected is None or after.row_ids.tolist() == expected.rows.tolist()
+        assert feed.next() is None
+
+
+def test_a_part_is_let_go_of_when_its_last_batch_is_past(dataset: Dataset, feed_of: Callable[..., Feed]) -> None:
+    with feed_of(order_of(dataset, window=99, passes=3), Cursor(), readahead=0) as feed:
+        parts: dict[int, weakref.ref[Any]] = {}
+        while (batch := feed.next()) is not None:
+            given = views.given_as(batch.record_batch)
+            if given is not None:
+                parts[batch.pass_index] = weakref.ref(given[1])  # type: ignore[arg-type]  # a Part can be referred to
+            del given
+            gc.collect()
+            alive = [index for index, part in parts.items() if part() is not None]
+            assert all(index >= batch.pass_index - 1 for index in alive)
+        assert sorted(parts) == [0, 1, 2]
+
+
 def test_a_closed_feed_holds_no_part(dataset: Dataset, feed_of: Callable[..., Feed]) -> None:
     with feed_of(order_of(dataset, window=99, passes=1), Cursor()) as feed:
         assert feed.next() is not None

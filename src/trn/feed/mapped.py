@@ -67,7 +67,6 @@ class MappedRows:
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DataError(f"not an Arrow IPC file, or damaged: {one_line(error)}.", where=str(self.path)) from error
         self._ends = np.cumsum([piece.num_rows for piece in pieces], dtype=np.int64)
-        self._starts = self._ends - np.array([piece.num_rows for piece in pieces], np.int64)
         self.rows = int(self._ends[-1]) if pieces else 0
         self.row_bytes = size_bytes / max(self.rows, 1)
         self._columns = [self._column(buffer, pieces, index) for index in range(len(self.schema))]
@@ -78,20 +77,19 @@ class MappedRows:
         if plain := plain_type(self.schema.field(index).type):
             views = [plain_rows(array, plain) for array in arrays]
             if all(view is not None for view in views):
-                return _Plain.of(plain, buffer, views)  # type: ignore[arg-type]  # none of them is None
+                return _Plain.of(plain, buffer, views, self._ends)  # type: ignore[arg-type]  # none of them is None
         return _Any(arrays)
 
     def open(self, window: Window, stop: threading.Event) -> _WindowRows | None:
-        return None if stop.is_set() else _WindowRows(self, window)
+        return None if stop.is_set() else _WindowRows(self)
 
     def take(self, rows: Int64) -> pa.RecordBatch:
         """A copy of the rows of these numbers, in that order. Raises DataError where the file is not what it was."""
         self._refuse_changed()
-        of_row = np.searchsorted(self._ends, rows, side="right")
-        local = rows - self._starts[of_row]
+        piece_of = np.searchsorted(self._ends, rows, side="right")
         pieces = Pieces(len(rows), ()) if self._is_plain else group(self._ends, rows)
         columns = [
-            column.take(of_row, local) if isinstance(column, _Plain) else take_arrow(column.arrays, pieces)
+            column.take(piece_of, rows) if isinstance(column, _Plain) else take_arrow(column.arrays, pieces)
             for column in self._columns
         ]
         self._refuse_changed()
@@ -116,14 +114,13 @@ class MappedRows:
 @dataclass(frozen=True)
 class _WindowRows:
     mapped: MappedRows
-    window: Window
 
     @property
     def row_bytes(self) -> float:
         return self.mapped.row_bytes
 
-    def take(self, places: Int64) -> pa.RecordBatch:
-        return self.mapped.take(self.window.row_ids[places])
+    def take(self, places: Int64, row_ids: Int64) -> pa.RecordBatch:
+        return self.mapped.take(row_ids)
 
 
 @dataclass(frozen=True)
@@ -131,42 +128,38 @@ class _Plain:
     """A column whose rows are so many bytes each, as one array over all pieces and whatever lies between them.
 
     Where the pieces of the column lie a whole number of rows apart, as `trn.feed.cache` lays them out, `rows[i]` is
-    the row that begins i rows after the first such place: numpy gathers at full speed, into memory of Arrow's pool,
-    which is warm. Elsewhere `rows[i]` is the row that begins at unit i, for every i: overlapping views.
+    the row that begins i rows after the first such place, and numpy gathers at full speed. Elsewhere `rows[i]` is the
+    row that begins at unit i, for every i: overlapping views.
     """
 
     plain: PlainType
-    begins: Int64
-    """Where in `rows` each piece begins."""
+    moved: Int64
+    """For each piece, where in `rows` row 0 of the file would be if all rows were laid out as those of the piece."""
     stride: int
     """How far one row is from the next in `rows`."""
     rows: NDArray[Any]
 
     @classmethod
-    def of(cls, plain: PlainType, buffer: pa.Buffer, views: list[NDArray[Any]]) -> _Plain:
+    def of(cls, plain: PlainType, buffer: pa.Buffer, views: list[NDArray[Any]], row_ends: Int64) -> _Plain:
         size, width = plain.unit.itemsize, plain.width
         flat = np.frombuffer(buffer, plain.unit, buffer.size // size)
         begins = np.array([(view.ctypes.data - buffer.address) // size for view in views], np.int64)
         ends = begins + np.array([view.size for view in views], np.int64)
         if not len(views) or begins.min() < 0 or ends.max() > len(flat):
             raise DataError("a column lies outside the file.", where="cache")
+        starts = row_ends - (ends - begins) // width
         first = int(begins[0]) % width
         if not ((begins - first) % width).any():
             whole = flat[first : first + (len(flat) - first) // width * width]
-            return cls(plain, (begins - first) // width, 1, whole.reshape(-1, width) if width > 1 else whole)
+            return cls(plain, (begins - first) // width - starts, 1, whole.reshape(-1, width) if width > 1 else whole)
         overlapping = as_strided(flat, (len(flat) - width + 1, width), (size, size), writeable=False)
-        return cls(plain, begins, width, overlapping)
+        return cls(plain, begins - starts * width, width, overlapping)
 
-    def take(self, piece_of: Int64, local: Int64) -> pa.Array:
-        at = self.begins[piece_of] + local * self.stride
-        if self.stride > 1:
-            return self.plain.wrap(pa.py_buffer(self.rows[at]), len(at))
-        buffer = pa.allocate_buffer(len(at) * self.plain.row_bytes)
-        out = np.frombuffer(buffer, self.plain.unit)
-        np.take(
-            self.rows, at, axis=0, out=out.reshape(-1, self.plain.width) if self.plain.width > 1 else out, mode="clip"
-        )
-        return self.plain.wrap(buffer, len(at))
+    def take(self, piece_of: Int64, rows: Int64) -> pa.Array:
+        at = rows * self.stride + self.moved[piece_of]
+        # Memory of numpy's, not of Arrow's pool: it asks for huge pages, and what the runner frees stays with it.
+        taken = self.rows[at] if self.stride > 1 else self.rows.take(at, axis=0, mode="clip")
+        return self.plain.wrap(pa.py_buffer(taken), len(at))
 
 
 @dataclass(frozen=True)

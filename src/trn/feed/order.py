@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +41,11 @@ Remainder = Literal["carry", "drop", "keep"]
 Int64 = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Cursor:
+class Cursor(NamedTuple):
     """A place between two global batches: the next one starts with row `offset` of pass `pass_index`, both from 0.
 
-    `offset` counts rows in the order of that pass. A cursor means something only with the Order it came from.
+    `offset` counts rows in the order of that pass. A cursor means something only with the Order it came from. A tuple,
+    since each batch has a new one: a frozen dataclass takes twice as long to make.
     """
 
     pass_index: int = 0

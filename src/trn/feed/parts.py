@@ -38,8 +38,11 @@ class WindowRows(Protocol):
         """About, for the size of a part."""
         ...
 
-    def take(self, places: Int64) -> pa.RecordBatch:
-        """The rows at these places of the window's order, in memory that is given out once. Raises DataError."""
+    def take(self, places: Int64, row_ids: Int64) -> pa.RecordBatch:
+        """The rows at these places of the window's order, in memory that is given out once. Raises DataError.
+
+        `row_ids` are the numbers of the same rows in the data set.
+        """
         ...
 
 
@@ -109,7 +112,8 @@ class Parts:
             return
         window_rows = len(places) if self.source.is_decoded else 0
         for some in self._cut(places, rows.row_bytes):
-            yield Part(rows.take(some), window.row_ids[some], window.pass_index, window_rows)
+            row_ids = window.row_ids[some]
+            yield Part(rows.take(some, row_ids), row_ids, window.pass_index, window_rows)
 
     def _cut(self, places: Int64, row_bytes: float) -> Iterator[Int64]:
         """Pieces of whole batches: large enough that a thread seldom hands over, small enough to wait in some MB."""
@@ -155,5 +159,5 @@ class _DecodedRows:
         self._window = window
         self._give = gather.take if shuffle else gather.view
 
-    def take(self, places: Int64) -> pa.RecordBatch:
+    def take(self, places: Int64, row_ids: Int64) -> pa.RecordBatch:
         return self._give(self._window.take[places])
