@@ -28,8 +28,10 @@ from trn.loop.loop import Parts, train
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
 from trn.plan import make_params, plan_order
+from trn.ranks import World
 from trn.ranks.group import Alone
 from trn.ranks.watchdog import Watchdog
+from trn.runner.reading import validation_of
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer
 
@@ -126,8 +128,10 @@ def context(plan: Plan, trainer: Trainer, stop: StopRequest) -> Context:
     )
 
 
-def by_trn(plan: Plan, trainer: Any, steps: int, calls: Calls | None = None) -> Iterator[Round]:
-    """Rounds of the loop itself, with its journal on disk."""
+def by_trn(
+    plan: Plan, trainer: Any, steps: int, calls: Calls | None = None, keep: list[Parts] | None = None
+) -> Iterator[Round]:
+    """Rounds of the loop itself, with its journal on disk; `keep` is given what it works with."""
     run_dir = Path(plan.run_dir)
     reports = make_folder(run_dir / "reports")
     stop, feed = StopAfter(), open_feed(plan, calls)
@@ -140,7 +144,7 @@ def by_trn(plan: Plan, trainer: Any, steps: int, calls: Calls | None = None) -> 
         state=trainer.configure(ctx),
         ctx=ctx,
         feed=feed,  # type: ignore[arg-type]  # only is_raw and next() are used
-        validation=None,
+        validation=validation_of(plan, World()),
         metrics=metrics,
         val_metrics=val_metrics,
         events=EventLog(reports / "events.jsonl", run_id="bench", job_id="bench"),
@@ -156,6 +160,8 @@ def by_trn(plan: Plan, trainer: Any, steps: int, calls: Calls | None = None) -> 
         agreement=Agreement(Alone(), stop),
         watchdog=Watchdog(None),
     )
+    if keep is not None:
+        keep.append(parts)
     progress = Progress()
     while True:
         stop.again(steps + 1)
