@@ -14,8 +14,9 @@ from torch import nn
 from support.plans import plan_of
 from trn.errors import PlanRefused
 from trn.runner.live import check_live
-from trn.spec.plan_model import OptimizerPlan, Plan
+from trn.spec.plan_model import GroupPlan, OptimizerPlan, Plan
 from trn.trainer import TorchState
+from trn.trainer.groups import group_parameters
 from trn.trainer.optimizers import OPTIMIZERS, build_optimizer, is_fusable, optimizer_arguments
 
 CPU = torch.device("cpu")
@@ -203,3 +204,37 @@ def test_a_plain_trainer_that_honours_the_optimizer_is_held_to_it(plan: Plan, st
     check_live(plan, Someone(), plain, CPU)  # type: ignore[arg-type]
     state.optimizer.param_groups[0]["lr"] = 1.0
     assert "at optimizer.lr: planned 0.1, found 1.0." in refusal(plan, plain)
+
+
+@pytest.fixture
+def grouped(tmp_path: Path) -> tuple[Plan, TorchState]:
+    """A plan with two groups, and what TorchTrainer makes of it."""
+    arguments = {"lr": 0.1, "weight_decay": 0.01}
+    group = GroupPlan(match=["0.*"], lr_mult=0.5, weight_decay_mult=0.0)
+    planned = OptimizerPlan(name="adamw", arguments=arguments, fused=True, accumulate=1, groups=[group])
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    optimizer = build_optimizer(planned, group_parameters(planned, model))
+    return plan_of(tmp_path / "run", optimizer=planned), TorchState(model, optimizer, list(model.parameters()))
+
+
+def test_each_group_has_the_arguments_that_its_multipliers_make(grouped: tuple[Plan, TorchState]) -> None:
+    plan, state = grouped
+    check_live(plan, Someone(), state, CPU)  # type: ignore[arg-type]
+    assert [group["lr"] for group in state.optimizer.param_groups] == [0.05, 0.1]
+    state.optimizer.param_groups[0]["lr"] = 0.1
+    assert "at optimizer.lr (group 0): planned 0.05, found 0.1." in refusal(plan, state)
+
+
+def test_a_parameter_in_another_group_than_planned_is_refused(grouped: tuple[Plan, TorchState]) -> None:
+    plan, state = grouped
+    first, second = state.optimizer.param_groups
+    first["params"].append(second["params"].pop())
+    assert "at optimizer.lr (group 0): planned 0.1, found 0.05; " in refusal(plan, state).replace("2 keys: ", "")
+
+
+def test_groups_that_were_planned_and_not_made_are_refused(grouped: tuple[Plan, TorchState]) -> None:
+    plan, state = grouped
+    state.optimizer = torch.optim.AdamW(state.parameters, lr=0.1, weight_decay=0.01, fused=True)
+    said = refusal(plan, state)
+    assert "optimizer.lr: planned 0.05, found 0.1; " in said
+    assert "optimizer (parameter groups): planned 2, found 1." in said

@@ -144,6 +144,7 @@ def test_the_plan_for_people_says_what_was_alive_in_the_run(server: ForkServer, 
         "total_steps": 20,
         "lr_max": 0.01,
         "lr_min": 0.0001,
+        "arguments": {},
     }
     assert live["lr"] == pytest.approx(0.0001 + 0.0099 * 0.5 * (1 + math.cos(math.pi * 9 / 10)), rel=1e-12)
     assert optimizer["arguments"]["lr"] == schedule["lr_max"]

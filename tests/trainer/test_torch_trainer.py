@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -247,12 +247,82 @@ def test_a_micro_batch_of_weight_zero_weighs_nothing_and_a_whole_one_is_named(tm
         trainer.train_step(batch, state, at_step(ctx, 2))
 
 
-def test_a_metric_may_not_stand_in_for_the_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["loss", "train_loss", "grad_norm", "lr", "loss_scale"])
+def test_a_metric_may_not_stand_in_for_what_every_step_gives(tmp_path: Path, name: str) -> None:
     class Posing(Linear):
         def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Step:
             step = super().loss(model, batch)
-            return Step(step.loss, {"loss": 0.0}, step.count)
+            return Step(step.loss, {name: 0.0}, step.count)
 
     trainer, ctx = Posing(), context_of(plan_of(tmp_path / "run"))
-    with pytest.raises(TrainerError, match="give yours another name"):
+    with pytest.raises(TrainerError, match=f"metric '{name}': .* give yours another name"):
         trainer.train_step(batch_of(), trainer.configure(ctx), at_step(ctx, 1))
+
+
+Make = Callable[[Tensor, nn.Module], Any]
+
+BAD_STEPS: list[tuple[Make, str]] = [
+    (lambda error, model: error.mean(), "returned Tensor; expected a Step"),
+    (lambda error, model: None, "returned NoneType; expected a Step"),
+    (lambda error, model: Step(error), r"a 0-d tensor, the mean; found shape \[8\]. Return its .mean"),
+    (lambda error, model: Step(error.mean().reshape(1)), r"found shape \[1\]"),
+    (lambda error, model: Step(0.5), "found float"),  # type: ignore[arg-type]  # that is the mistake
+    (lambda error, model: Step(error.mean().detach()), "the loss has no gradient: it was detached"),
+    (lambda error, model: Step(torch.zeros((), requires_grad=True) * 2), "no parameter got a gradient"),
+    (lambda error, model: Step(error.mean(), [1.0]), "numbers by name; found list"),  # type: ignore[arg-type]
+    (lambda error, model: Step(error.mean(), {"each": error}), "metric 'each': expected one number"),
+    (lambda error, model: Step(error.mean(), {"word": "low"}), "metric 'word': expected a finite number"),  # type: ignore[dict-item]
+    (lambda error, model: Step(error.mean(), count=-1), "count of a Step is a whole number from 0 on; found -1"),
+    (lambda error, model: Step(error.mean(), count=2.5), "found 2.5"),  # type: ignore[arg-type]
+    (lambda error, model: Step(error.mean(), count=math.nan), "found nan"),  # type: ignore[arg-type]
+    (lambda error, model: Step(error.mean(), count="8"), "found '8'"),  # type: ignore[arg-type]
+    (lambda error, model: Step(error.mean(), count=error), "found tensor"),  # type: ignore[arg-type]
+    (lambda error, model: Step(error.mean(), count=0), "nothing to learn from"),
+]
+
+
+class Given(Linear):
+    """Its step is whatever is asked for."""
+
+    def __init__(self, make: Make) -> None:
+        self.make = make
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
+        return self.make(super().loss(model, batch).loss + model(batch["x"]).squeeze(1), model)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("make", "message"), BAD_STEPS)
+def test_what_is_no_step_is_told_in_one_line_and_changes_nothing(
+    tmp_path: Path, make: Make, message: str, accumulate: int
+) -> None:
+    plan = OptimizerPlan(name="sgd", arguments={"lr": 0.1}, fused=False, accumulate=accumulate)
+    trainer, ctx = Given(make), context_of(plan_of(tmp_path / "run", optimizer=plan))
+    state = trainer.configure(ctx)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    if accumulate == 2:
+        message = message.replace("[8", "[4")
+    if accumulate == 1 and "'word'" in message:
+        return  # the loop tells it
+    with pytest.raises(TrainerError, match=message) as caught:
+        trainer.train_step(batch_of(), state, at_step(ctx, 1))
+    assert "\n" not in str(caught.value)
+    assert differences("", dict(state.model.state_dict()), before) == []
+
+
+def test_a_metric_may_be_a_tensor_with_a_gradient_and_a_count_any_whole_number(tmp_path: Path) -> None:
+    count: Any = torch.tensor(8.0)
+    trainer = Given(lambda error, model: Step(error.mean(), {"top": error.max()}, count))
+    ctx = context_of(plan_of(tmp_path / "run"))
+    result = trainer.train_step(batch_of(), trainer.configure(ctx), at_step(ctx, 1))
+    assert type(result.metrics["top"]) is float
+
+
+def test_a_metric_that_is_no_number_refuses_the_step_before_the_update(tmp_path: Path) -> None:
+    trainer, ctx = Given(lambda error, model: Step(error.mean(), {"x": math.nan})), context_of(plan_of(tmp_path / "r"))
+    state = trainer.configure(ctx)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    with pytest.raises(NumericalInstability) as caught:
+        trainer.train_step(batch_of(), state, at_step(ctx, 1))
+    assert caught.value.field == "x"
+    assert differences("", dict(state.model.state_dict()), before) == []

@@ -45,7 +45,10 @@ class Snapshots:
         Raises TrainerError, naming the path, for anything that a checkpoint cannot hold.
         """
         used: set[str] = set()
-        copy = self._copy(tree, "state", {}, used)
+        try:
+            copy = self._copy(tree, "state", {}, used)
+        except RecursionError:
+            raise TrainerError("it is nested too deeply, or holds itself.", where="state") from None
         for path in set(self._buffers) - used:
             del self._buffers[path]
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
@@ -89,6 +92,8 @@ class Snapshots:
     def _tensor(self, tensor: torch.Tensor, path: str, seen: dict[_Key, torch.Tensor], used: set[str]) -> torch.Tensor:
         if tensor.layout is not torch.strided:
             raise TrainerError(f"a tensor of layout {tensor.layout}; a checkpoint holds strided ones.", where=path)
+        if tensor.is_meta:
+            raise TrainerError("a tensor on the device `meta`, which has no values to be kept.", where=path)
         # a conjugated or negated view shares the memory of what it is a view of, and not its values
         key = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tensor.dtype, tensor.shape,
                tensor.stride(), tensor.is_conj(), tensor.is_neg())  # fmt: skip

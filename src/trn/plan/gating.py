@@ -34,7 +34,7 @@ def plan_gates(spec: Spec, trainer: Trainer, params: Any) -> GatesPlan:
     return GatesPlan(
         cross_entropy=bool(getattr(trainer, "cross_entropy", False)),
         vocab_size=_vocab_size(trainer, params),
-        regime=regime_of(initial_weights=False, given=gates.regime),
+        regime=regime_of(initial_weights=spec.weights is not None, given=gates.regime),
         target_val_loss=gates.target_val_loss,
         require_target=gates.require_target,
         patience=gates.patience,

@@ -24,9 +24,9 @@ from trn.plan.training import (
     plan_export,
     plan_log,
     plan_loss_scale,
-    plan_weights,
 )
 from trn.plan.versions import versions_here
+from trn.plan.weights import plan_weights
 from trn.provenance import secret_paths
 from trn.provenance.code import code_sha256
 from trn.provenance.process import process_redactor
@@ -38,14 +38,16 @@ from trn.trainer import Trainer, load_trainer
 __all__ = ["make_plan", "refuse_unfit_world", "use_spec_folder"]
 
 
-def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) -> tuple[Plan, Trainer]:
-    """The plan of a spec and the trainer that it found. Writes nothing.
+def make_plan(
+    loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World, trainer: Trainer | None = None
+) -> tuple[Plan, Trainer]:
+    """The plan of a spec and the trainer that it found, or that is given. Writes nothing.
 
     Raises SpecError (hyperparams), PlanRefused (trainer, budget, what this version cannot do), DataError.
     """
     spec = loaded.spec
     use_spec_folder(loaded.folder)
-    trainer = load_trainer(spec.trainer)
+    trainer = trainer or load_trainer(spec.trainer)
     _refuse_unhonoured(spec, trainer)
     params = make_params(trainer, spec.hyperparams)
     torch_device(spec.device)
@@ -87,7 +89,7 @@ def make_plan(loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World) 
         export=plan_export(spec, trainer),
         log=plan_log(spec),
         heartbeat_s=_beats_every(spec),
-        experiment=spec.experiment,
+        experiment=process_redactor().value(spec.experiment),  # notes: a secret in them is no reason to refuse
         max_runtime_s=float(spec.limits.max_runtime_seconds),
         hang_s=float(spec.limits.hang_seconds),
         grace_s=float(spec.limits.grace_seconds),

@@ -1,4 +1,4 @@
-"""What is done to the model and with it, besides the update: first weights, precision, average, compile, export.
+"""What is done to the model and with it, besides the update: precision, average, compile, export.
 
 Each is null in the plan where the spec does not ask for it. A trainer obeys only what it lists in `honours`, see
 `planner.py`.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from pathlib import Path
 
 from trn.errors import PlanRefused
-from trn.files import sha256_file
 from trn.spec import Spec
 from trn.spec.plan_model import (
     BudgetPlan,
@@ -21,7 +19,6 @@ from trn.spec.plan_model import (
     ExportPlan,
     LogPlan,
     LossScalePlan,
-    WeightsPlan,
 )
 from trn.trainer import Trainer
 
@@ -33,28 +30,9 @@ __all__ = [
     "plan_export",
     "plan_log",
     "plan_loss_scale",
-    "plan_weights",
 ]
 
 EXPORT_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
-
-
-def plan_weights(spec: Spec) -> WeightsPlan | None:
-    """The file of the first weights, by its content. Raises PlanRefused where it cannot be read."""
-    if spec.weights is None:
-        return None
-    path = Path(spec.weights.path)
-    try:
-        if not path.is_file():
-            raise PlanRefused(f"there is no file {str(path)!r}.", where="weights.path")
-        return WeightsPlan(
-            path=str(path),
-            sha256=sha256_file(path),
-            size_bytes=path.stat().st_size,
-            allow_partial=spec.weights.allow_partial,
-        )
-    except OSError as error:
-        raise PlanRefused(f"{str(path)!r} cannot be read: {error.strerror or error}.", where="weights.path") from error
 
 
 def plan_loss_scale(spec: Spec) -> LossScalePlan | None:
@@ -71,6 +49,12 @@ def plan_compile(spec: Spec) -> CompilePlan | None:
     asked = spec.compile
     if not asked.enabled:
         return None
+    if spec.activation_checkpointing:
+        raise PlanRefused(
+            "torch does not compile modules that make their activations again and put their buffers back.",
+            where="compile.enabled",
+            hint="Remove it, or activation_checkpointing.",
+        )
     return CompilePlan(
         backend=asked.backend,
         mode=asked.mode,

@@ -21,6 +21,7 @@ from torch import nn
 from trn.errors import PlanRefused
 from trn.spec.plan_model import OptimizerPlan, Plan
 from trn.trainer import Trainer
+from trn.trainer.groups import Multipliers, group_parameters, multipliers
 from trn.trainer.optimizers import OPTIMIZERS
 from trn.trainer.torch_trainer import TorchState
 
@@ -83,10 +84,11 @@ def _objects(plan: Plan, state: Any, device: torch.device) -> Iterator[_Claim]:
     optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
     yield from _devices(device, modules, must_be_all=isinstance(state, TorchState))
     if plan.optimizer is not None:
+        factors = {one: two for module in modules for one, two in multipliers(plan.optimizer, module).items()}
         for optimizer in optimizers:
-            yield from _optimizer(plan.optimizer, optimizer)
+            yield from _optimizer(plan.optimizer, optimizer, factors)
     if isinstance(state, TorchState):
-        yield from _coverage(state)
+        yield from _coverage(plan, state)
 
 
 def _parts(state: Any) -> list[Any]:
@@ -112,18 +114,29 @@ def _device(device: torch.device) -> str:
     return device.type if device.type in ("cpu", "mps", "meta") else f"{device.type}:{device.index or 0}"
 
 
-def _optimizer(plan: OptimizerPlan, live: torch.optim.Optimizer) -> Iterator[_Claim]:
-    """Its class, and each planned argument in each of its groups."""
+def _optimizer(
+    plan: OptimizerPlan, live: torch.optim.Optimizer, factors: Mapping[nn.Parameter, Multipliers]
+) -> Iterator[_Claim]:
+    """Its class, and each planned argument in each of its groups: lr and weight decay times those of its parameters."""
     kind = OPTIMIZERS[plan.name]
     yield _Claim("optimizer.name", _full_name(kind), _full_name(type(live)))
     if type(live) is not kind:
         return  # another class has other arguments
     for index, group in enumerate(live.param_groups):
         place = f" (group {index})" if len(live.param_groups) > 1 else ""
-        for name, planned in plan.arguments.items():
-            yield _Claim(f"optimizer.{name}{place}", _plain(planned), _plain(group.get(name)))
+        known = {factors.get(parameter, (1.0, 1.0)) for parameter in group["params"]} or {(1.0, 1.0)}
+        for name, argument in plan.arguments.items():
+            wanted = [_multiplied(name, argument, factor) for factor in sorted(known)]
+            found = _plain(group.get(name))
+            yield _Claim(f"optimizer.{name}{place}", next((one for one in wanted if one != found), found), found)
         if plan.fused is not None:
             yield _Claim(f"optimizer.fused{place}", plan.fused, bool(group.get("fused")))
+
+
+def _multiplied(name: str, argument: Any, factor: Multipliers) -> Any:
+    if name not in ("lr", "weight_decay"):
+        return _plain(argument)
+    return argument * factor[0 if name == "lr" else 1]
 
 
 def _full_name(kind: type) -> str:
@@ -137,11 +150,13 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
 
 
-def _coverage(state: TorchState) -> Iterator[_Claim]:
-    """A TorchTrainer trains each parameter that has a gradient, in one group: nothing else was planned."""
+def _coverage(plan: Plan, state: TorchState) -> Iterator[_Claim]:
+    """A TorchTrainer trains each parameter that has a gradient, in the groups that the plan makes: nothing else."""
     trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     learnable = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-    yield _Claim("optimizer (parameter groups)", 1, len(state.optimizer.param_groups))
+    if plan.optimizer is not None:
+        planned = len(group_parameters(plan.optimizer, state.model))
+        yield _Claim("optimizer (parameter groups)", planned, len(state.optimizer.param_groups))
     ids = {id(parameter) for parameter in trained}
     yield _Claim("optimizer (parameters)", len(learnable), sum(id(parameter) in ids for parameter in learnable))
     own = {id(parameter) for parameter in state.model.parameters()}

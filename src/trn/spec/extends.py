@@ -7,17 +7,23 @@ same list are refused, unless the file has its own: which of the two was meant c
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from trn.errors import Problem
-from trn.spec.nodes import Node, Refusal, leaves, lookup, merge
+from trn.records import pretty_json
+from trn.spec.documents import tree_of
+from trn.spec.nodes import Node, Refusal, leaves, lookup, merge, plain
 from trn.spec.settle import settle
-from trn.spec.sources import MAX_FILES, Reader
+from trn.spec.sources import MAX_FILES, Reader, Source
 from trn.spec.words import dotted, found, printable
 
-__all__ = ["Files", "without"]
+__all__ = ["MAPPING_NAME", "Files", "without"]
+
+MAPPING_NAME = "spec-mapping.json"
+"""What the source of a mapping is called; no such file was read."""
 
 
 @dataclass
@@ -37,6 +43,19 @@ class Files:
         except Refusal as refusal:
             self.problems.append(refusal.problem)
             return None
+
+    def take(self, value: Mapping[str, Any], folder: Path) -> Node | None:
+        """A mapping of Python as if it were a file in `folder`; None where it is none of JSON values and paths."""
+        shown = "the mapping"
+        try:
+            root = tree_of(_as_json(value), shown)
+            self.reader.take(Source(folder / MAPPING_NAME, pretty_json(plain(root))), shown)
+            return self._over_bases(root, folder / MAPPING_NAME, shown, ())
+        except Refusal as refusal:
+            self.problems.append(refusal.problem)
+        except ValueError:
+            self.problems.append(Problem("", "expected finite numbers and text of UTF-8", shown))
+        return None
 
     def _read(self, path: Path, shown: str, trail: tuple[str, ...]) -> Node | None:
         """As `read`; `trail` are the real paths of the files that led here. Raises Refusal."""
@@ -92,6 +111,15 @@ class Files:
                     self.problems.append(Problem(dotted(path), message, own.file))
             merged = merge(merged, base)
         return merge(merged, own)
+
+
+def _as_json(value: object) -> object:
+    """The value with its paths as text; whoever makes a tree of it refuses what is left."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(child) for child in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def without(tree: Node, key: str) -> Node:

@@ -1,15 +1,17 @@
-"""`load_spec`: from a file and a command line to a Spec, or to all that is wrong with them."""
+"""`load_spec`: from a file and a command line, or a mapping, to a Spec, or to all that is wrong with them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trn.errors import Problem, SpecError
+from trn.spec.documents import tree_of
 from trn.spec.explain import check, field_problems
 from trn.spec.extends import Files, without
-from trn.spec.nodes import Node
+from trn.spec.nodes import Node, merge
 from trn.spec.overrides import Flag, lay_flags, lay_profile, lay_set, profiles_of
 from trn.spec.schema import Spec
 from trn.spec.sources import Source
@@ -34,24 +36,26 @@ class LoadedSpec:
 
 
 def load_spec(
-    config: Path,
+    config: Path | Mapping[str, Any],
     *,
     sets: Sequence[str] = (),
     flags: Sequence[Flag] = (),
     profile: str | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> LoadedSpec:
     """The spec in `config` over what it extends, under `profile`, `sets` (`a.b=c`) and `flags`.
 
-    The stronger wins: extends < file < profile < sets < flags. Relative data paths are made absolute: those of a file
-    by its folder, those of sets and flags by the current one.
+    The stronger wins: defaults < extends < file < profile < sets < flags. Relative data paths are made absolute: those
+    of a file by its folder, those of sets and flags by the current one, to which a mapping belongs too.
     Raises SpecError with all problems. Reads the files and nothing else: no data, no trainer, no environment.
     """
     here = _current_folder()
     files = Files()
     problems = files.problems
-    tree = files.read(config)
+    tree = files.take(config, here) if isinstance(config, Mapping) else files.read(config)
     if tree is None:
         raise _refused(problems, files.reader.shown)
+    tree = merge(tree_of(defaults or {}, "defaults"), tree)
     profiles = profiles_of(tree, problems)
     tree = without(tree, "profiles")
     for name, overlay in profiles.items():

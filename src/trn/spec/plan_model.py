@@ -189,7 +189,7 @@ class SchedulePlan(_Part):
     lr_max: float
     lr_min: float
     arguments: dict[str, Any] = {}
-    """Of torch's scheduler, with the lengths filled in."""
+    """Of torch's scheduler, but for its rates. A length that is not there is `total_steps` less the warm-up."""
 
 
 class CheckpointPlan(_Part):

@@ -316,7 +316,7 @@ class CompileSpec(_Part):
     fullgraph: bool = False
     """Whether a break of the graph is an error."""
     dynamic: bool | None = None
-    """Whether shapes are taken for variable; null: torch finds out."""
+    """Whether shapes are taken for variable; null is false, since what torch finds out depends on what came before."""
     strict: bool = False
     """Whether a model that cannot be compiled ends the run, instead of going on as it is."""
 

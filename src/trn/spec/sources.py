@@ -54,6 +54,14 @@ class Reader:
         self.sources.append(Source(Path(os.path.abspath(path)), data))
         return read_document(text, suffix, shown, self._room)
 
+    def take(self, source: Source, shown: str) -> None:
+        """Remember what was not read from a file. Raises Refusal where it is too large."""
+        self.shown.append(shown)
+        self._bytes += len(source.data)
+        if self._bytes > MAX_BYTES:
+            raise _refusal(f"a spec and all that it extends may have {MAX_BYTES >> 10} KiB, here it has more", shown)
+        self.sources.append(source)
+
 
 def _read_bytes(path: Path, shown: str) -> bytes:
     """At most one byte more than MAX_BYTES. A pipe or device is refused without waiting for it."""

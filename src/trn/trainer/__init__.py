@@ -8,6 +8,7 @@ saved (checkpoint).
 """
 
 from trn.trainer.contract import HOOKS, Context, Control, StepResult, Trainer
+from trn.trainer.exporting import Export, has_export
 from trn.trainer.loading import load_trainer
 from trn.trainer.schedules import lr_at
 from trn.trainer.torch_trainer import NoParams, Step, TorchState, TorchTrainer, has_own_transform
@@ -16,12 +17,14 @@ __all__ = [
     "HOOKS",
     "Context",
     "Control",
+    "Export",
     "NoParams",
     "Step",
     "StepResult",
     "TorchState",
     "TorchTrainer",
     "Trainer",
+    "has_export",
     "has_own_transform",
     "load_trainer",
     "lr_at",

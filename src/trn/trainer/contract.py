@@ -10,8 +10,9 @@
 A trainer may say more of itself: `columns`, `Params`, `counts`, `honours` (which keys of the spec it obeys),
 `cross_entropy` and `vocab_size` (what its val_loss is, see docs/gates.md).
 
-Optional: `evaluate(batches, state, ctx) -> metrics`, `sample(state, ctx) -> {name: text or bytes}`, and a seventh hook
-before `prepare_batch`, which is then given what it returned:
+Optional: `evaluate(batches, state, ctx) -> metrics`, `sample(state, ctx) -> {name: text or bytes}`,
+`export(batch, state, ctx) -> Export` (see `exporting`), and a seventh hook before `prepare_batch`, which is then given
+what it returned:
 
     transform(raw_batch, ctx) -> anything       the heavy part of preparing, which `dataset.workers` can take over
 
@@ -90,14 +91,17 @@ class Context:
     honour `guard`. `cancelled()` is true once the run was asked to stop: long work of your own should
     look; of several ranks, once they have agreed on it, between two steps.
     `ranks` are the processes of the run: what a trainer that lists "ddp" in `honours` sums and gathers with.
+    `is_new` says that no checkpoint follows on `configure`: the run begins, with `plan.weights` where there are some.
+    `report(about, **fields)` has the journal tell something when the next step is made; rank 0's is written.
     `tensors(raw_batch)` gives its columns as tensors, without a copy where the layout allows; `tensors(raw_batch,
     names)` only these, where others (strings, images) stay in Arrow.
 
     In a worker the device is the CPU, and there is no step: `step`, `epoch` and `lr_factor` raise TrainerError.
     """
 
-    __slots__ = ("_epoch", "_lr_factor", "_row_ids", "_row_passes", "_step", "cancelled", "device", "local_rank",
-                 "params", "plan", "rank", "ranks", "run_dir", "tensors", "world_size")  # fmt: skip
+    __slots__ = ("_epoch", "_lr_factor", "_reports", "_row_ids", "_row_passes", "_step", "cancelled", "device",
+                 "is_new", "local_rank", "params", "plan", "rank", "ranks", "run_dir", "tensors",
+                 "world_size")  # fmt: skip
 
     def __init__(
         self,
@@ -110,6 +114,7 @@ class Context:
         tensors: Callable[..., dict[str, torch.Tensor]],
         ranks: Group | None = None,
         local_rank: int = 0,
+        is_new: bool = False,
     ) -> None:
         self.plan = plan
         self.params = params
@@ -121,6 +126,8 @@ class Context:
         self.rank = self.ranks.rank
         self.local_rank = local_rank
         self.world_size = self.ranks.world_size
+        self.is_new = is_new
+        self._reports: list[tuple[str, dict[str, Any]]] = []
         self._step: int | None = 0
         self._epoch = 0
         self._lr_factor = 1.0
@@ -151,6 +158,10 @@ class Context:
     def samples_dir(self) -> Path:
         return self.run_dir / "samples"
 
+    def report(self, about: str, /, **fields: Any) -> None:
+        """Let the journal have a `note` of this when the next step is made. Fields are JSON values."""
+        self._reports.append((about, fields))
+
     def rng(self, sample_id: int) -> np.random.Generator:
         """A generator keyed by (seed, pass, sample): the same wherever and however often the sample is prepared.
 
@@ -169,6 +180,13 @@ class Context:
         self._epoch = epoch
         self._row_ids = row_ids
         self._row_passes = row_passes
+
+    def _reported(self) -> list[tuple[str, dict[str, Any]]]:
+        """For the loop alone: what was reported since it asked last."""
+        if not self._reports:
+            return []
+        reports, self._reports = self._reports, []
+        return reports
 
     def _enter_batch(self, row_ids: np.ndarray, row_passes: np.ndarray) -> None:
         """For a worker alone: the transform that follows is of these rows, of a step that is not known yet."""

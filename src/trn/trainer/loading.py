@@ -13,10 +13,13 @@ from typing import Any
 
 from trn.errors import PlanRefused, TrnError
 from trn.trainer.contract import HOOKS, Trainer
+from trn.trainer.signatures import refuse_unfit_hooks
 
-__all__ = ["ENTRY_POINT_GROUP", "load_trainer"]
+__all__ = ["ENTRY_POINT_GROUP", "OWN_LOOP", "load_trainer"]
 
 ENTRY_POINT_GROUP = "trn.trainers"
+OWN_LOOP = "own_loop"
+"""What a plan calls a loop of the user's own: nobody but the script that has it can bring such a run forward."""
 _USUAL_NAMES = ("TRAINER", "Trainer", "trainer")
 
 
@@ -26,6 +29,12 @@ def load_trainer(name: str) -> Trainer:
     Raises PlanRefused when there is no such module or symbol, when importing or making it fails (with the cause
     chained), when hooks are missing, or when a bare module has not exactly one candidate.
     """
+    if name == OWN_LOOP:
+        raise _refuse(
+            name,
+            "it stands for a loop of the user's own, around trn.open_run.",
+            "Start the script that has the loop: it begins the run, or goes on with it.",
+        )
     module_name, colon, symbol = _resolve(name).partition(":")
     module = _import(module_name, name)
     found = _attribute(module, symbol, name) if colon else _only_candidate(module, name)
@@ -108,6 +117,7 @@ def _as_trainer(found: Any, name: str) -> Trainer:
     if version != "v1":
         raise _refuse(name, f"trainer_api_version is {version!r}; this version of trn runs 'v1'.")
     trainer: Trainer = _made(found, name) if isinstance(found, type) else found
+    refuse_unfit_hooks(trainer, name)
     return trainer
 
 

@@ -54,9 +54,10 @@ def add_up(ranks: Group, own: Sums) -> Sums:
     return total
 
 
-def add_up_with_gradients(ranks: Group, own: Sums, parameters: Sequence[nn.Parameter]) -> Sums:
+def add_up_with_gradients(ranks: Group, own: Sums, parameters: Sequence[nn.Parameter], scale: float = 1.0) -> Sums:
     """The sums of all ranks; and each rank's gradients of sums become those of the mean over all of their things.
 
+    `scale` is what those sums were multiplied with.
     A parameter that any rank used has a gradient on all of them then; one that nobody used has none. Raises
     TrainerError for gradients that are not dense, and where there is nothing to learn from.
     """
@@ -77,7 +78,7 @@ def add_up_with_gradients(ranks: Group, own: Sums, parameters: Sequence[nn.Param
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
     ranks.sum_(gradients, have_met=True)
-    torch._foreach_div_(gradients, float(total.count))
+    torch._foreach_div_(gradients, total.count * scale)
     return total
 
 
