@@ -9,7 +9,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lm]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lm,export]'
 	touch $@
 
 demo: setup ## train a small language model on the standard library's sources
@@ -32,11 +32,14 @@ check: lint fast ## one command for everything but the slow tests
 
 bench: setup ## what we claim about speed, a quarter of an hour; BENCH=--quick: some minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mlp_loop.py $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_step.py $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/own_loop.py $(BENCH)
 	$(BIN)/trn data text --out demo/data
 	$(BIN)/python benchmarks/lm_loop.py $(BENCH)
 	$(BIN)/python benchmarks/checkpoint.py $(BENCH)
 	$(BIN)/python benchmarks/startup.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/feed.py $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/export.py $(BENCH)
 
 docs: setup ## write what of the docs follows from the code; a test says when it is due
 	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py

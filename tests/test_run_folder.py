@@ -16,10 +16,12 @@ from jsonschema import Draft202012Validator
 
 from support.forkserver import ForkServer
 from support.job import command, write_job
+from support.reopening import put_back_process
 from trn.checkpoint.meta import listed_steps
 from trn.doors.cli import main
 from trn.doors.schemas import schema_names, schema_of
 from trn.doors.schemas_by_hand import EVENT_FIELDS
+from trn.evaluate.__main__ import main as evaluate
 from trn.feed.manifest import write_manifest
 from trn.jobs import open_store
 from trn.records import JobRow, new_job_id, read_json, read_lines, utc_now
@@ -33,7 +35,8 @@ NEVER_BY_TRN = {"logs/*"}
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 60 steps whose last checkpoint was damaged, taken on to step 80 by a second job; beside it a fork."""
+    """A run of 60 steps whose last checkpoint was damaged, taken on to step 80 by a second job and evaluated; beside
+    it a fork."""
     folder = tmp_path_factory.mktemp("artifacts")
     spec, runs, log = write_job(folder / "job", max_steps=60), folder / "runs", folder / "log"
     spec.with_name("base.yaml").write_text("owner: somebody\n")
@@ -48,6 +51,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         older = str(listed_steps(runs / "demo/checkpoints")[1])
         fork = ["--job-id", new_job_id(), "--run-dir", str(runs / "demo"), "--run-id", "fork", "--checkpoint", older]
         assert server.run(fork, log) == 0, log.read_text()
+    with put_back_process():
+        assert evaluate([str(runs / "demo")]) == 0
     return runs / "demo"
 
 
@@ -109,6 +114,7 @@ FILES = {
     "runtime_env.json": ("runtime_env", "reports/runtime_env.json"),
     "outcome.json": ("outcome", "reports/outcome.json"),
     "forked_from.json": ("forked_from", "reports/forked_from.json"),
+    "evaluations/TIME-CHECKPOINT.json": ("evaluation", "reports/evaluations/*.json"),
     "epoch-NNN.metadata.json": ("epoch", "checkpoints/epoch-???.metadata.json"),
     "step-XXXXXXXX.meta.json": ("checkpoint", "checkpoints/step-*.meta.json"),
 }

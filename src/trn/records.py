@@ -26,6 +26,7 @@ __all__ = [
     "EVENT_HEAD",
     "EVENT_KINDS",
     "JOB_STATES",
+    "REPORTED_KINDS",
     "RUN_ID_PATTERN",
     "STEP_KEYS",
     "TIMING_KEYS",
@@ -45,6 +46,8 @@ __all__ = [
     "read_lines",
     "sha256_json",
     "utc_now",
+    "version_name",
+    "version_of",
 ]
 
 Json = dict[str, Any]
@@ -53,6 +56,7 @@ SCHEMA_VERSION = 1
 
 RUN_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_RUN_IDS = frozenset({"jobs", "logs"})
+_VERSION = re.compile(r"v([0-9]{1,9})-[0-9]{8}-[0-9]{6}")
 
 STEP_KEYS = (
     "step",
@@ -91,6 +95,10 @@ EVENT_KINDS = (
     "epoch",
     "data_touched",
     "data_wrapped",
+    "weights_loaded",
+    "compile_fallback",
+    "loss_scale",
+    "note",
     "exported",
     "parity",
     "uploaded",
@@ -100,6 +108,9 @@ EVENT_KINDS = (
     "completed",
     "failed",
 )
+
+REPORTED_KINDS = frozenset({"weights_loaded", "compile_fallback", "loss_scale"})
+"""Kinds that a trainer may report; any other that it names is a `note`."""
 
 EVENT_HEAD = frozenset({"event", "run_id", "job_id", "seq", "ts"})
 """Keys that every event has, and no metric may be called."""
@@ -126,6 +137,17 @@ def utc_now() -> str:
 def new_run_id() -> str:
     """A run id that sorts by time: UTC stamp and a random tail."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
+
+
+def version_name(run_id: str, number: int) -> str:
+    """The id of a version of the run `run_id`: `exp01-v0-20261122-093000`, in UTC."""
+    return f"{run_id}-v{number}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def version_of(name: str, run_id: str) -> int | None:
+    """Which version of the run `run_id` the id `name` is; None where it is none."""
+    found = _VERSION.fullmatch(name.removeprefix(f"{run_id}-")) if name.startswith(f"{run_id}-") else None
+    return int(found[1]) if found else None
 
 
 def new_job_id() -> str:
@@ -284,6 +306,9 @@ class Outcome:
     `final` is the last validation, `{"step", "val_loss", ...}`; `best` is `{"step", "metric", "value"}`; `checkpoint`
     is `{"file", "sha256", "step"}` of the last committed one; each null where there is none. `artifacts` maps paths in
     the run's folder to sha256.
+
+    `exact` is said of a loop of the user's own alone (trn.open_run): whether a kill and a resume give the same bits, and
+    in `inexact_because` why not. An outcome of the runner's has neither key.
     """
 
     status: str
@@ -302,24 +327,30 @@ class Outcome:
     artifacts: dict[str, str] = field(default_factory=dict)
     exit_code: int = -1
     schema_version: int = SCHEMA_VERSION
+    exact: bool | None = None
+    inexact_because: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.exit_code == -1:
             object.__setattr__(self, "exit_code", STATUS[self.status].exit)
 
     def to_json(self) -> Json:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in _LEFT_OUT}
 
     @classmethod
     def from_json(cls, value: Json) -> Outcome:
         """Raises JsonError for missing, unknown or ill-typed fields, and where status and exit code disagree."""
-        _require(value, cls, "outcome")
+        _require({**dict.fromkeys(_LEFT_OUT), **value}, cls, "outcome")
         outcome = cls(**value)
         if not RUN_ID_PATTERN.fullmatch(outcome.job_id) or not RUN_ID_PATTERN.fullmatch(outcome.run_id):
             raise JsonError("outcome: job_id and run_id are no ids")
         if outcome.status not in STATUS or STATUS[outcome.status].exit != outcome.exit_code:
             raise JsonError(f"outcome: status {outcome.status!r} does not go with exit code {outcome.exit_code!r}")
         return outcome
+
+
+_LEFT_OUT = ("exact", "inexact_because")
+"""Keys of an outcome that are not there where they are null."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +378,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
     "bool": (bool,),
+    "bool | None": (bool, type(None)),
+    "list[str] | None": (list, type(None)),
     "Json | None": (dict, type(None)),
     "dict[str, str]": (dict,),
 }

@@ -58,7 +58,7 @@ def test_an_unknown_shell_is_refused(capsys: Capture) -> None:
     assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["status", "logs", "resume", "verify", "gc"])
+@pytest.mark.parametrize("verb", ["status", "logs", "resume", "export", "eval", "verify", "gc"])
 def test_ids_of_runs_are_offered_newest_first(
     runs_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:

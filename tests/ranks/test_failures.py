@@ -10,6 +10,7 @@ import pytest
 
 from support.compare import assert_identical, outcome
 from support.together import ask, ranks, run, write_together
+from trn.records import read_lines
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +27,12 @@ def test_the_rank_whose_code_raises_is_named_with_its_reason(tmp_path: Path) -> 
     assert found["status"] == "trainer_raised"
     assert "rank 1" in found["reason"]
     assert "a bad day" in found["reason"]
+    beats = [list(read_lines(spec.parent / f"runs/r/reports/train_heartbeat.rank{rank}.jsonl")) for rank in (0, 1)]
+    assert [one[0]["event"] for one in beats] == ["heartbeat_enabled"] * 2
+    assert [one[0]["rank"] for one in beats] == [0, 1]
+    # both made 12 steps; the rank that raised says what, the other one that it was a peer
+    assert [(one[-1]["event"], one[-1]["step"]) for one in beats] == [("failed", 12)] * 2
+    assert [one[-1]["exc_type"] for one in beats] == ["PeerFailed", "ValueError"]
 
 
 def test_rank_0_raising_ends_the_others_with_its_status(tmp_path: Path) -> None:
@@ -92,12 +99,16 @@ def test_a_hang_is_told_with_the_stacks_of_all_ranks(tmp_path: Path) -> None:
 
 
 def test_one_process_can_hang_too(tmp_path: Path) -> None:
-    spec = write_together(tmp_path, hang_s=2.0)
+    spec = write_together(tmp_path, hang_s=2.0, more="heartbeat: {interval_seconds: 1}")
     ask(spec, 0, "sleep", 13)
     with ranks(1, spec, "r") as world:
         assert world.wait() == [88], world.log(0)
         assert "together.py" in world.log(0)
     assert outcome(spec.parent / "runs/r")["status"] == "hang"
+    *_, beat, last = read_lines(spec.parent / "runs/r/reports/train_heartbeat.rank0.jsonl")
+    assert (beat["event"], beat["step"], beat["doing"]) == ("periodic", 12, "train")
+    assert beat["since_step_s"] > 0.5
+    assert (last["event"], last["exc_type"]) == ("failed", "Hang")
 
 
 def test_ranks_that_report_different_numbers_are_stopped(tmp_path: Path) -> None:

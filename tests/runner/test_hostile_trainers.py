@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from support.compare import events, lines, outcome
-from support.forkserver import ForkServer
+from support.forkserver import OPERATIONS, ForkServer
+from support.hostile_trainers import HOSTILE_TRAINERS, write_hostile
 from support.job import command, write_job
 from trn.verify import verify_run
 
@@ -145,6 +146,28 @@ def test_a_project_that_moved_goes_on_with_its_new_place(server: ForkServer, tmp
     shutil.move(spec.parent, tmp_path / "moved")
     resume = command(tmp_path / "moved/spec.yaml", tmp_path, "run", "--resume")
     assert server.run(resume, tmp_path / "again") == 0, (tmp_path / "again").read_text()
+
+
+@pytest.mark.parametrize("name", HOSTILE_TRAINERS)
+def test_what_a_trainer_may_not_give_is_told_in_one_line_and_leaves_nothing_half_written(
+    server: ForkServer, tmp_path: Path, name: str
+) -> None:
+    one, run_dir, log = HOSTILE_TRAINERS[name], tmp_path / "runs/run", tmp_path / "log"
+    code = server.run(command(write_hostile(one, tmp_path / "job"), tmp_path / "runs", "run"), log)
+    said = [line for line in log.read_text().splitlines() if not line.startswith(OPERATIONS)]
+    assert code == one.code, said
+    if one.code == 78:
+        assert not run_dir.exists()
+    else:
+        assert outcome(run_dir)["exit_code"] == code
+        assert one.says in outcome(run_dir)["reason"]
+        assert [line["step"] for line in lines(run_dir, "train_metrics.jsonl")] == list(range(1, one.steps + 1))
+        assert [one for one in verify_run(run_dir) if one.problem is not None] == []
+        left = {path.name for path in run_dir.rglob(".*")} - {".lock"}
+        assert left == set()
+    if said:  # of an ending by a gate, the outcome alone tells
+        assert len(said) == 1
+        assert one.says in said[0]
 
 
 @pytest.fixture

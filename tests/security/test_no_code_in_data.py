@@ -93,6 +93,16 @@ def test_verifying_runs_no_code_but_that_of_modules_and_starts_nothing(
     assert [one for one in events if one["event"] == "subprocess.Popen"] == []
 
 
+def test_evaluating_runs_no_code_but_that_of_modules(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    code, said, events = audited(tmp_path / "report", "trn.evaluate", str(trained[1]), "--json")
+    assert code == 0, said
+    # the sources of a trainer are read for what they import: parsed, not compiled
+    parsed = [one for one in events if one["event"] == "compile" and one["by"] == "ast" and not one["is_import"]]
+    assert all(one["detail"].startswith(str(trained[0].parent)) for one in parsed)
+    assert parsed
+    assert_no_code_in_data([one for one in events if one not in parsed], trained[1].parent)
+
+
 LM = """
 config_version: 1
 trainer: lm

@@ -87,6 +87,10 @@ checkpoint: {{keep: 2}}
 """
 
 
+QUIET = "heartbeat: {interval_seconds: 0}\nlog: {enabled: false}\n"
+"""More of the spec: without the records that no run depends on, and whose failures have tests of their own."""
+
+
 def write_table(path: Path, rows: int, seed: int, row_group_rows: int = 37) -> None:
     """`x`: float32 [8], `y`: a noisy nonlinear function of it."""
     generator = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from trn.checkpoint.named import parse_name
 from trn.doors.targets import Target, find
 from trn.errors import UsageError
 
-__all__ = ["Beginning", "fork_options", "no_id_of_its_own", "read_beginning"]
+__all__ = ["Beginning", "fork_options", "is_checkpoint", "no_id_of_its_own", "read_beginning"]
 
 
 class Beginning(NamedTuple):
@@ -63,6 +63,11 @@ def read_beginning(
             hint="Leave --resume out, or give --auto-resume.",
         )
     return Beginning(False, named or checkpoint, source.run_dir)
+
+
+def is_checkpoint(resume_from: str | None) -> bool:
+    """Whether `--resume-from` names a checkpoint of the run itself."""
+    return resume_from is not None and parse_name(resume_from) is not None
 
 
 def fork_options(source: Target, run_id: str, runs_dir: Path) -> list[str]:

@@ -37,6 +37,8 @@ _VERBS = {
     "status": ("trn.doors.read", "Show how one run stands; without a name, the newest."),
     "list": ("trn.doors.listing", "List jobs and runs, the newest first."),
     "logs": ("trn.doors.read", "Show what happened in a run, and what its trainer printed."),
+    "export": ("trn.doors.exporting", "Export a checkpoint of a run, and compare it with PyTorch."),
+    "eval": ("trn.doors.exporting", "Evaluate a checkpoint of a run, on its validation data or on others."),
     "verify": ("trn.doors.work", "Check that a run's folder is what its records say."),
     "data": ("trn.doors.work", "Make and index data sets: `trn data text`, `trn data index`."),
     "schema": ("trn.doors.work", "Print the JSON Schema of a spec, or of a file that a run writes."),

@@ -137,6 +137,12 @@ def _skipped(event: Mapping[str, Any]) -> str:
     )
 
 
+def _parity(event: Mapping[str, Any]) -> str:
+    if event["status"] == "passed":
+        return f"the export agrees with the model, largest difference {number(event['max_abs'])}"
+    return f"parity {event['status']}: {event['reason']}"
+
+
 def _rows(row_ids: Sequence[int]) -> str:
     if not row_ids:
         return "no rows of the training data"
@@ -158,6 +164,12 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "evaluated": _evaluated,
     "sample": lambda e: f"sample at step {e['step']}: {', '.join(e['paths'])}",
     "data_wrapped": lambda e: f"the data begins again after step {e['step']}",
+    "weights_loaded": lambda e: f"began with given weights: {e['loaded']} tensors",
+    "compile_fallback": lambda e: f"the model is not compiled: {e['error']}",
+    "loss_scale": lambda e: f"step {e['step']} made again with loss scale {number(e['scale'])}: a gradient overflowed",
+    "note": lambda e: f"{e['about']} at step {e['step']}",
+    "exported": lambda e: f"exported {e['checkpoint']}: {', '.join(e['files'])}",
+    "parity": _parity,
     "stop_requested": lambda e: f"asked to stop: {e['reason']}",
     "epoch": lambda e: f"epoch {e['epoch']} ended at step {e['step']}",
     "gate": _gate,

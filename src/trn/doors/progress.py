@@ -29,6 +29,10 @@ _SHOWN = frozenset(
         "evaluated",
         "step_skipped",
         "stop_requested",
+        "weights_loaded",
+        "compile_fallback",
+        "exported",
+        "parity",
     }
 )
 """Events that get a line while a run goes on; its beginning and its end are told by the door."""

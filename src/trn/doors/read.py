@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from trn.doors.alive import alive_line, last_beats
 from trn.doors.completion import complete_run
 from trn.doors.follow import parsed
 from trn.doors.lines import outcome_line, standing_line, value_line, waiting_line
@@ -24,7 +25,7 @@ from trn.doors.text import clean_line
 from trn.errors import UsageError
 from trn.files import last_lines
 from trn.jobs import OPEN_STATES, Store, job_log, observe, open_store, outcome_of, row_of_folder
-from trn.records import JobRow
+from trn.records import JobRow, JsonError, read_json
 
 __all__ = ["logs_command", "status_command"]
 
@@ -93,6 +94,7 @@ def _report_on(target: Target) -> tuple[dict[str, Any], Standing]:
         "val_loss": standing.val_loss,
         "metrics": lines[-1] if lines else None,
         "data_wait": wait._asdict() if wait else None,
+        "heartbeats": last_beats(reports),
         "outcome": outcome.to_json() if outcome else None,
         "submitted_at": job.submitted_at,
         "output": str(job_log(target.runs_dir, job)) if job.job_id else None,
@@ -109,6 +111,8 @@ def _report_lines(target: Target, report: dict[str, Any], standing: Standing) ->
         yield "reason", report["reason"]
     if target.run_dir.is_dir():
         yield "progress", standing_line(standing if state in OPEN_STATES else standing._replace(step_s=None))
+    if state in OPEN_STATES and (alive := alive_line(report["heartbeats"])):
+        yield "alive", alive
     if waiting := waiting_line(data_wait(standing)):
         yield "data", waiting
     if outcome and (outcome["final"] or outcome["best"]):
@@ -123,7 +127,18 @@ def _report_lines(target: Target, report: dict[str, Any], standing: Standing) ->
     if report["output"] and (output := Path(report["output"])).is_file() and output.stat().st_size:
         yield "output", str(output)
     if state == "lost" or (outcome and outcome["resumable"]):
-        yield "next", f"trn resume {target.run_dir}"
+        yield "next", _next_of(target.run_dir)
+
+
+def _next_of(run_dir: Path) -> str:
+    """How the run goes on: a loop of the user's own does with its script, and with nothing else."""
+    try:
+        trainer = read_json(run_dir / "reports" / "resolved_config.json")["trainer"]
+        if trainer["name"] == "own_loop":
+            return f"start {trainer['qualname']} again: its loop goes on with the run"
+    except (JsonError, OSError, KeyError, TypeError):
+        pass  # a plan that cannot be read: the resume will say so
+    return f"trn resume {run_dir}"
 
 
 # logs

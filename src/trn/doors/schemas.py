@@ -22,12 +22,14 @@ from trn.doors.schemas_by_hand import (
     epoch_schema,
     event_schema,
     forked_from_schema,
+    heartbeat_schema,
     metrics_schema,
     run_metadata_schema,
     runtime_env_schema,
     validation_schema,
 )
 from trn.errors import STATUS, UsageError
+from trn.provenance.evaluation_record import EvaluationRecord
 from trn.provenance.run_meta_schema import RunMeta
 from trn.records import JOB_STATES, JobRow, Outcome
 from trn.spec import spec_schema
@@ -66,7 +68,7 @@ def _run_meta() -> Schema:
 def _outcome() -> Schema:
     best = closed("The best validation", {"step": COUNT, "metric": {"type": "string"}, "value": {"type": "number"}})
     checkpoint = closed("The last one", {"file": {"type": "string"}, "sha256": SHA256, "step": COUNT})
-    return _written(
+    schema = _written(
         TypeAdapter(Outcome).json_schema(),
         "reports/outcome.json",
         schema_version={"const": 1},
@@ -81,7 +83,11 @@ def _outcome() -> Schema:
         best={"anyOf": [best, {"type": "null"}]},
         checkpoint={"anyOf": [checkpoint, {"type": "null"}]},
         artifacts={"type": "object", "additionalProperties": SHA256},
+        exact={"type": "boolean"},
+        inexact_because={"type": "array", "items": {"type": "string"}},
     )
+    schema["required"] = [name for name in schema["required"] if name not in ("exact", "inexact_because")]
+    return schema
 
 
 def _checkpoint() -> Schema:
@@ -103,6 +109,18 @@ def _checkpoint() -> Schema:
         created_at=UTC_TIME,
         journal={"type": "object", "additionalProperties": position},
         rng={"type": "array", "items": _OPEN, "minItems": 1},
+    )
+
+
+def _evaluation() -> Schema:
+    environment = {"runtime_env": runtime_env_schema(), "run_metadata": run_metadata_schema()}
+    return _written(
+        EvaluationRecord.model_json_schema(),
+        "reports/evaluations/*.json",
+        schema_version={"const": 1},
+        run_id=ID,
+        created_at=UTC_TIME,
+        environment=closed("The process that evaluated", environment),
     )
 
 
@@ -135,6 +153,7 @@ _SCHEMAS: dict[str, Callable[[], Schema]] = {
     "event": event_schema,
     "metrics": metrics_schema,
     "validation": validation_schema,
+    "heartbeat": heartbeat_schema,
     "outcome": _outcome,
     "checkpoint": _checkpoint,
     "epoch": epoch_schema,
@@ -142,6 +161,7 @@ _SCHEMAS: dict[str, Callable[[], Schema]] = {
     "run_metadata": run_metadata_schema,
     "runtime_env": runtime_env_schema,
     "forked_from": forked_from_schema,
+    "evaluation": _evaluation,
     "dataset": dataset_schema,
     "job": _job,
 }

@@ -22,6 +22,7 @@ __all__ = [
     "epoch_schema",
     "event_schema",
     "forked_from_schema",
+    "heartbeat_schema",
     "metrics_schema",
     "run_metadata_schema",
     "runtime_env_schema",
@@ -76,6 +77,12 @@ EVENT_FIELDS: dict[str, tuple[str, ...]] = {
     "sample": ("step", "paths"),
     "data_touched": ("files",),
     "data_wrapped": ("step", "pass_index"),
+    "weights_loaded": ("sha256", "loaded", "missing", "unexpected", "mismatched"),
+    "compile_fallback": ("error",),
+    "loss_scale": ("step", "scale"),
+    "note": ("about",),
+    "exported": ("files", "checkpoint"),
+    "parity": ("status", "reason", "max_abs"),
     "epoch": ("epoch", "step", "train_loss", "val_loss", "tokens_seen", "grad_norm_max"),
     "step_skipped": ("step", "field", "value", "row_ids", "skips_in_row", "skips", "lr_factor"),
     "gate": ("gate", "step"),
@@ -118,6 +125,38 @@ def _reading(key: str) -> Schema:
     bounds = {"minimum": least, "maximum": most}
     finite = {word: bound for word, bound in bounds.items() if bound is not None and abs(bound) != float("inf")}
     return {"type": ["number", "null"], **finite}
+
+
+def heartbeat_schema() -> Schema:
+    seconds: Schema = {"type": ["number", "null"], "minimum": 0}
+    head = {"ts": UTC_TIME, "event": _TEXT, "job_id": ID, "step": _or_null(COUNT), "epoch": _or_null(COUNT)}
+    periodic = {
+        "doing": _TEXT,
+        "since_step_s": seconds,
+        "rss_bytes": COUNT,
+        "device_bytes": _or_null(COUNT),
+        "data_wait_s": seconds,
+        "data_wait_total_s": {"type": "number", "minimum": 0},
+        "threads": COUNT,
+    }
+    told = {
+        "heartbeat_enabled": {"rank": COUNT, "pid": COUNT, "interval_s": {"type": "number", "minimum": 1}},
+        "periodic": periodic,
+        "evaluated": {"metrics": _list_of(_TEXT)},
+        "ended": {"outcome": _or_null(_TEXT)},
+        "failed": {"exc_type": _TEXT},
+    }
+    return {
+        "title": "A line of reports/train_heartbeat.rankR.jsonl",
+        "type": "object",
+        "required": list(head),
+        "properties": head | {name: one for fields in told.values() for name, one in fields.items()},
+        "allOf": [
+            {"if": {"properties": {"event": {"const": event}}}, "then": {"required": list(fields)}}
+            for event, fields in told.items()
+        ],
+        "additionalProperties": False,
+    }
 
 
 def validation_schema() -> Schema:
@@ -191,6 +230,7 @@ def run_metadata_schema() -> Schema:
             "upstream": _upstream(),
             "launcher": _launcher(),
             "run_manifest_files": {"type": "object", "additionalProperties": _TEXT},
+            "experiment": {"type": "object"},
         },
     )
 

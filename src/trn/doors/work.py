@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from trn.doors.beginning import fork_options, read_beginning
+from trn.doors.beginning import fork_options, is_checkpoint, read_beginning
 from trn.doors.completion import complete_file, complete_run
 from trn.doors.data import program_of
 from trn.doors.flags import WithKnobs, given_knobs, knob_options
@@ -21,6 +21,7 @@ from trn.doors.listing import json_option, runs_dir_option
 from trn.doors.processes import Asked, process_options, read_processes
 from trn.doors.staying import Start, module, stay_with
 from trn.doors.targets import check_run_id, find, runs_folder
+from trn.doors.versions import choose_version, claim_version
 from trn.errors import SpecError, UsageError
 from trn.launch import become
 from trn.records import JsonError, canonical_json, new_run_id, pretty_json, read_json
@@ -50,6 +51,10 @@ _checkpoint_option = click.option(
     help="Go on from this checkpoint and no other: last, best, a step, or the path of its file.",
 )
 
+_verbose_option = click.option(
+    "--verbose", is_flag=True, help="Show what all libraries log, from INFO on, of every rank; as TRN_VERBOSE=1 does."
+)
+
 
 # run, resume
 
@@ -59,6 +64,9 @@ _checkpoint_option = click.option(
     "--config", required=True, metavar="FILE", shell_complete=complete_file, help="The spec: YAML, JSON or TOML."
 )
 @click.option("--run-id", metavar="ID", help="The name of the run; else the spec's, else one made from the time.")
+@click.option(
+    "--add-version", is_flag=True, help="Begin a version of its own of the run: ID-v0-TIME, ID-v1-TIME and so on."
+)
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a field of the spec; repeatable.")
 @click.option("--profile", metavar="NAME", help="Use this profile of the spec.")
 @runs_dir_option
@@ -74,11 +82,13 @@ _checkpoint_option = click.option(
 @knob_options
 @_allow_change_option
 @process_options
+@_verbose_option
 @_launcher_option
 @json_option
 def run_command(
     config: str,
     run_id: str | None,
+    add_version: bool,
     sets: tuple[str, ...],
     profile: str | None,
     runs_dir: str | None,
@@ -88,6 +98,7 @@ def run_command(
     resume_from: str | None,
     dry_run: bool,
     allow_change: tuple[str, ...],
+    verbose: bool,
     launcher: str,
     as_json: bool,
     **given: Any,
@@ -97,9 +108,16 @@ def run_command(
     The exit status says how it ended; everything the run did lies in one folder, which is named at the end. Ctrl-C
     ends the run after the step, with a checkpoint; a second Ctrl-C ends it at once.
     """
+    _show_logs(verbose)
     asked = Asked.of(given)
     if resume + auto_resume + dry_run > 1:
         raise UsageError("--resume, --auto-resume and --dry-run exclude each other.", where="command line")
+    if add_version and resume:
+        raise UsageError(
+            "it begins a new version, and --resume goes on with one that is there.",
+            where="--add-version",
+            hint="Leave one of them out; --auto-resume goes on with the newest version, or begins the first.",
+        )
     if dry_run and (checkpoint or resume_from):
         raise UsageError("it plans a new run, and takes no checkpoint.", where="--dry-run")
     from trn.spec import Flag, load_spec, read_number  # heavy: only for this verb
@@ -108,13 +126,18 @@ def run_command(
         Flag(knob.name, knob.key, read_number(value) if knob.is_number and isinstance(value, str) else value)
         for knob, value in given_knobs(given)
     ]
+    own = [] if run_id is None else [Flag("--run-id", "run_id", check_run_id(run_id))]
+    own += [Flag("--add-version", "add_version", True)] if add_version else []
     try:
-        spec = load_spec(Path(config), sets=sets, flags=knobs, profile=profile).spec
+        spec = load_spec(Path(config), sets=sets, flags=[*knobs, *own], profile=profile).spec
     except SpecError as error:
         raise _without_secrets(error) from error
-    named = spec.run_id if run_id is None else run_id
+    named, is_version = spec.run_id, False
     folder = runs_folder(runs_dir, spec.runs_dir)
     run_id = check_run_id(new_run_id() if named is None else named)
+    if spec.add_version:
+        continues = resume or auto_resume or is_checkpoint(resume_from)
+        run_id, is_version = choose_version(folder, run_id, continues=continues)
     begin = read_beginning(resume_from, checkpoint, run_dir=folder / run_id, resume=resume, auto_resume=auto_resume)
     if named is None and (begin.resume or auto_resume):
         raise UsageError(
@@ -126,6 +149,8 @@ def run_command(
     processes = read_processes(
         asked, ddp=spec.ddp, device=spec.device, before=_size_of(plan), launcher=launcher, environ=os.environ
     )
+    if is_version and named is not None and not (dry_run or processes.is_follower):
+        run_id = claim_version(folder, named)
     options = [("--config", os.path.abspath(config)), ("--run-id", run_id), ("--runs-dir", str(folder))]
     options += [("--set", one) for one in sets] + ([("--profile", profile)] if profile else [])
     options += [("--flag", canonical_json([knob.name, knob.key, knob.value]).decode()) for knob in knobs]
@@ -143,6 +168,7 @@ def run_command(
 @runs_dir_option
 @_allow_change_option
 @process_options
+@_verbose_option
 @_launcher_option
 @json_option
 def resume_command(
@@ -151,6 +177,7 @@ def resume_command(
     run_id: str | None,
     runs_dir: str | None,
     allow_change: tuple[str, ...],
+    verbose: bool,
     launcher: str,
     as_json: bool,
     **given: Any,
@@ -161,6 +188,7 @@ def resume_command(
     it is, and its outcome is told again, unless --checkpoint names an older checkpoint: it then trains on from there.
     With --run-id the run itself stays as it is, and a new one goes on in its place, beside it or in --runs-dir.
     """
+    _show_logs(verbose)
     target = find(run, runs_folder(runs_dir))
     if not target.run_dir.is_dir():
         raise UsageError(
@@ -186,6 +214,12 @@ def resume_command(
     grace_s = plan.get("grace_s")
     start = Start(folder, own_id, options, processes, "", grace_s if isinstance(grace_s, float) else 30.0, allow_change)
     return stay_with(start, launcher, as_json)
+
+
+def _show_logs(verbose: bool) -> None:
+    """By the environment, so that every process of this job hears it, whoever starts it."""
+    if verbose:
+        os.environ["TRN_VERBOSE"] = "1"
 
 
 def _plan_of(run_dir: Path) -> dict[str, Any]:
@@ -237,8 +271,8 @@ def data_command(arguments: tuple[str, ...]) -> None:
 def schema_command(name: str) -> None:
     """Print the JSON Schema of a spec, or of a record that a run writes.
 
-    NAME is spec, plan, event, metrics, validation, outcome, checkpoint, epoch, run_meta, run_metadata, runtime_env,
-    forked_from, dataset or job.
+    NAME is spec, plan, event, metrics, validation, heartbeat, outcome, checkpoint, epoch, run_meta, run_metadata,
+    runtime_env, forked_from, evaluation, dataset or job.
     """
     from trn.doors.schemas import schema_of  # reads the spec's models: heavy, only for this verb
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from trn.checkpoint import rng
 from trn.checkpoint.saver import Moment
 from trn.errors import NumericalInstability, TrainerError, TrnError
 from trn.files import write_atomic
 from trn.gates import Verdict, after_validation, build_epoch_metadata
-from trn.loop.lines import finite_metrics
-from trn.loop.verdicts import is_used_up, report_refusal, rules_of
+from trn.loop.evaluation import call_evaluate, enter_settled, epoch_of, metrics_of
+from trn.loop.seeds import derived_seed
+from trn.loop.verdicts import is_used_up, report_refusal, rules_of, tell_reports
 from trn.provenance.process import clean_name, clean_sample
 from trn.records import Json, deterministic_part
 from trn.spec.plan_model import Plan
@@ -31,18 +30,17 @@ if TYPE_CHECKING:
 __all__ = [
     "call_hook",
     "checkpoint",
-    "derived_seed",
     "epoch_metadata",
     "epoch_of",
     "every",
     "is_artifact_due",
     "is_checkpoint_due",
+    "is_delayed",
     "is_evaluation_due",
     "is_settled",
     "settle",
 ]
 
-_NO_ROWS, _NO_PASSES = np.empty(0, np.int64), np.empty(0, np.int32)
 _SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -61,12 +59,19 @@ def is_evaluation_due(plan: Plan, progress: Progress) -> bool:
 def is_checkpoint_due(plan: Plan, progress: Progress) -> bool:
     """By cadence, for a new best, for an epoch's artifact, and after the last step of the budget."""
     step = progress.step
+    if is_delayed(plan, step):
+        return is_used_up(plan, progress)
     return (
         every(plan.checkpoint.every_steps, step)
         or progress.best_step == step
         or every(plan.checkpoint.every_epochs * plan.budget.steps_per_epoch, step)
         or is_used_up(plan, progress)
     )
+
+
+def is_delayed(plan: Plan, step: int) -> bool:
+    """Whether the step lies before `checkpoint.save_delay_steps`: nothing is saved but a last one, none is the best."""
+    return step < plan.checkpoint.save_delay_steps
 
 
 def is_settled(plan: Plan, progress: Progress) -> bool:
@@ -79,16 +84,14 @@ def every(cadence: int, step: int) -> bool:
     return cadence > 0 and step % cadence == 0
 
 
-def epoch_of(plan: Plan, step: int) -> int:
-    """The epoch, from 0, that the step belongs to; 0 before the first step."""
-    return max(step - 1, 0) // plan.budget.steps_per_epoch
-
-
 def call_hook(parts: Parts, name: str, hook: Callable[[], Any]) -> Any:
     """What the hook gives. Raises TrainerError for whatever its code raises, Stopped at a second SIGINT."""
     try:
         with parts.stop.breaking_off():
             return hook()
+    except TrainerError as error:
+        error.where = error.where or f"{name} at step {parts.ctx.step}"
+        raise
     except (TrnError, MemoryError):
         raise
     except BaseException as error:
@@ -104,11 +107,11 @@ def settle(parts: Parts, progress: Progress) -> Verdict | None:
     if is_settled(plan, progress):
         return None
     verdict, ends_epoch = None, every(plan.budget.steps_per_epoch, step)
-    # what is evaluated are no training rows: the hooks see the same, whether the step was just made or restored
-    parts.ctx._enter_step(step, epoch_of(plan, step), _NO_ROWS, _NO_PASSES, progress.gates.lr_factor)
+    enter_settled(parts.ctx, plan, progress)
     if is_evaluation_due(plan, progress):
         try:
-            metrics = _evaluate(parts, progress)
+            with parts.pulse.during("evaluate"):
+                metrics = _evaluate(parts, progress)
         except NumericalInstability as error:
             report_refusal(parts.events, error, [])
             return Verdict("numerical_instability", str(error), "numerical_stability")
@@ -118,6 +121,10 @@ def settle(parts: Parts, progress: Progress) -> Verdict | None:
         if verdict is not None and verdict.is_damage:
             return verdict
         _record(parts, progress, metrics)
+        evaluated: Any = getattr(parts.trainer, "evaluated", None)
+        if evaluated is not None:
+            call_hook(parts, "evaluated", lambda: evaluated(metrics, parts.state, parts.ctx))
+        tell_reports(parts.events, step, parts.ctx._reported())
     if progress.settled != step:
         if every(plan.sample_every, step) or (plan.sample_every and is_used_up(plan, progress)):
             _sample(parts, step)
@@ -145,6 +152,11 @@ def epoch_metadata(parts: Parts, progress: Progress) -> Json:
 
 def checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
     """Take the whole state now; it is committed beside the loop."""
+    with parts.pulse.during("save"):
+        _checkpoint(parts, progress, last_line)
+
+
+def _checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
     streams = rng.capture()
     try:
         state = call_hook(parts, "state_dict", lambda: parts.trainer.state_dict(parts.state))
@@ -174,7 +186,7 @@ def checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
 def is_artifact_due(plan: Plan, progress: Progress) -> bool:
     """Whether the current step is settled and ends an epoch that has an artifact."""
     ends = every(plan.checkpoint.every_epochs * plan.budget.steps_per_epoch, progress.step)
-    return ends and is_settled(plan, progress)
+    return ends and is_settled(plan, progress) and not is_delayed(plan, progress.step)
 
 
 class _Interrupted(Exception):
@@ -212,13 +224,11 @@ class _UntilStopped:
 
 def _evaluate(parts: Parts, progress: Progress) -> dict[str, float] | None:
     """What the trainer's evaluation gives; None where a stop came before its end. Raises NumericalInstability."""
-    step, plan = progress.step, parts.plan
+    step = progress.step
     began_s = time.perf_counter()
     batches = _UntilStopped(parts)
-    evaluate: Any = parts.trainer.evaluate  # type: ignore[attr-defined]  # the plan refuses validation without it
     try:
-        with rng.isolated(derived_seed(plan.seed, "evaluate", step)):
-            given = call_hook(parts, "evaluate", lambda: evaluate(batches, parts.state, parts.ctx))
+        given = call_evaluate(parts.trainer, parts.state, parts.ctx, batches, call=partial(call_hook, parts))
         batches.pass_over_rest()
     except TrainerError:
         if not batches.interrupted:
@@ -226,12 +236,8 @@ def _evaluate(parts: Parts, progress: Progress) -> dict[str, float] | None:
         given = {}
     if batches.interrupted:
         return None
-    if not isinstance(given, Mapping):
-        raise TrainerError(
-            f"expected metrics by name, found {type(given).__name__}.", where=f"evaluate after step {step}"
-        )
     try:
-        metrics = finite_metrics(step, given)
+        metrics = metrics_of(given, step)
     except NumericalInstability:
         parts.agreement.require_same(f"evaluate after step {step}", {})
         raise
@@ -268,6 +274,9 @@ def _record(parts: Parts, progress: Progress, metrics: dict[str, float]) -> None
     parts.val_metrics.append({"step": step, "epoch": parts.ctx.epoch, **metrics})
     parts.events.emit("evaluated", step=step, metrics=metrics)
     progress.validation = {"step": step, **metrics}
+    parts.pulse.mark("evaluated", metrics=sorted(metrics))
+    if is_delayed(plan, step):
+        return
     wanted = plan.checkpoint.best_metric
     assert wanted is not None, "a plan with validation has a best"
     value = metrics[wanted]
@@ -295,8 +304,3 @@ def _sample(parts: Parts, step: int) -> None:
         write_atomic(path, clean_sample(content))
         paths.append(f"samples/{path.name}")
     parts.events.emit("sample", step=step, paths=paths)
-
-
-def derived_seed(seed: int, purpose: str, step: int) -> int:
-    """A seed of its own for what is done at a step: 63 bits of a sha256."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()[:8]) >> 1

@@ -14,6 +14,8 @@ __all__ = ["finite_metrics", "step_line"]
 
 _ALIASES = {"loss": "train_loss", "learning_rate": "lr", "train_lr": "lr"}
 _TRAINERS_OWN = frozenset({"train_loss", "lr", "grad_norm"})
+_MOST_BITS = 63
+"""Of a whole number that a reader of a line can be expected to hold."""
 _OURS = (frozenset(STEP_KEYS) | EVENT_HEAD) - _TRAINERS_OWN
 
 
@@ -26,28 +28,38 @@ def finite_metrics(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     plain: dict[str, float] = {}
     for name, given in metrics.items():
         name = _ALIASES.get(name, name)
-        value = _plain(name, given)
+        value = _plain(step, name, given)
         name = clean_name(name)
         if name in plain:
-            raise TrainerError("it is given twice, under a name and its alias.", where=f"metric {name!r}")
+            raise TrainerError("it is given twice, under a name and its alias.", where=_place(step, name))
         if type(value) not in (float, int) or name in _OURS:
             found = f"a {type(value).__name__}" if name not in _OURS else "a name that the journal fills itself"
             raise TrainerError(
-                f"expected a finite number under a name of its own, found {found}.", where=f"metric {name!r}"
+                f"expected a finite number under a name of its own, found {found}.", where=_place(step, name)
+            )
+        if type(value) is int and value.bit_length() > _MOST_BITS:
+            raise TrainerError(
+                f"expected a number of at most {_MOST_BITS} bits, found one of {value.bit_length():,}.",
+                where=_place(step, name),
             )
         plain[name] = require_finite(step, name, value)
     return plain
 
 
-def _plain(name: str, given: Any) -> Any:
+def _place(step: int, name: str) -> str:
+    return f"step {step}, metric {name!r}"
+
+
+def _plain(step: int, name: str, given: Any) -> Any:
     if not isinstance(name, str):
-        raise TrainerError(f"expected text, found {name!r}.", where="the name of a metric")
+        raise TrainerError(f"expected text, found {name!r}.", where=f"step {step}, the name of a metric")
     if not hasattr(given, "item"):
         return given
     try:
         return given.item()
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TrainerError("expected one number, found a tensor of several.", where=f"metric {name!r}") from error
+    except (RuntimeError, TypeError, ValueError):
+        # its own words say no more, and a cause would be shown with its traceback
+        raise TrainerError("expected one number, found a tensor of several.", where=_place(step, name)) from None
 
 
 def step_line(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trn.checkpoint import rng
@@ -30,6 +30,7 @@ from trn.loop.cadences import (
 )
 from trn.loop.lines import finite_metrics, step_line
 from trn.loop.progress import Progress
+from trn.loop.pulse import Pulse
 from trn.loop.stop import AT_ONCE, StopRequest
 from trn.loop.verdicts import (
     announce_verdict,
@@ -38,17 +39,19 @@ from trn.loop.verdicts import (
     report_readings,
     report_refusal,
     rules_of,
+    tell_reports,
     verdict_at_end,
 )
 from trn.ranks.watchdog import Watchdog
 from trn.records import Json, deterministic_part
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Control, StepResult, Trainer
+from trn.trainer.scaling import ScaleOverflow
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Ending", "Parts", "announce", "train"]
+__all__ = ["Ending", "Parts", "announce", "end", "take_up", "train"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Parts:
     stop: StopRequest
     agreement: Agreement
     watchdog: Watchdog
+    pulse: Pulse = field(default_factory=Pulse)
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,13 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
     trainer and the disk raise; then the last committed checkpoint is what stands.
     """
     plan, ctx, events, rules = parts.plan, parts.ctx, parts.events, rules_of(parts.plan)
-    can_skip, is_alone = rules.policy == "skip", ctx.world_size == 1
-    saved = progress.step
-    verdict = _take_up(parts, progress) if progress.step else None
+    is_alone = ctx.world_size == 1
+    can_go_back = rules.policy == "skip" or plan.loss_scale is not None
+    saved = begun = progress.step
+    pulse = parts.pulse
+    pulse.progress, pulse.doing = progress, "train"
+    pulse.mark("train_begin")
+    verdict = take_up(parts, progress) if progress.step else None
     while verdict is None:
         announce(parts.saver, events)
         if parts.agreement.stop_requested() or is_used_up(plan, progress):
@@ -111,14 +119,18 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
             budget = f"{progress.step} of {plan.budget.max_steps} steps"
             raise DataExhausted(f"the data ended after {budget}.", where="dataset", hint="Set end: cycle.")
         epoch = epoch_of(plan, step)
+        if progress.step == begun:
+            pulse.mark("first_batch")
         if raw.wrapped:
             events.emit("data_wrapped", step=step, pass_index=raw.pass_index)
         ctx._enter_step(step, epoch, raw.row_ids, raw.row_passes, progress.gates.lr_factor)
-        streams = rng.held() if can_skip else None
+        streams = rng.held() if can_go_back else None
         try:
             batch = raw.record_batch if parts.feed.is_raw else parts.feed.ready(raw, ctx)
             got_s = time.perf_counter()
-            result = make_step(parts, batch)
+            if progress.step == begun:
+                pulse.mark("first_step_begin")
+            result = make_step(parts, batch, streams)
         except NumericalInstability as error:
             parts.agreement.step_refused(step)
             leave_out(parts, progress, raw, error, streams)
@@ -139,11 +151,17 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         if gates.telemetry_warnings and not progress.gates.telemetry_warnings:
             report_readings(events, line)
         parts.metrics.append(last_line)
+        if reports := ctx._reported():
+            tell_reports(events, step, reports)
         progress.gates = gates
         tally = EpochTally() if every(plan.budget.steps_per_epoch, step - 1) else progress.tally
         progress.tally = tally.with_step(last_line["train_loss"], last_line["grad_norm"], wall_s)
         progress.step, progress.cursor, progress.tokens_seen = step, raw.next_cursor.to_json(), tokens_seen
         parts.watchdog.step_ended()
+        pulse.ended_s, pulse.waited_s = time.monotonic(), waited_s
+        pulse.waited_total_s += waited_s
+        if step == begun + 1:
+            pulse.mark("first_step_end")
 
         if every(plan.metric_every, step) and not (result.control and result.control.skip_cadence_emit):
             events.emit("metric", **deterministic_part(last_line))
@@ -158,7 +176,8 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
     if verdict is None and is_used_up(plan, progress) and is_settled(plan, progress):
         verdict = verdict_at_end(plan, progress)
     parts.watchdog.steps_are_over()
-    return _end(parts, progress, last_line, verdict, is_saved=saved == progress.step)
+    pulse.begin("train_end")
+    return end(parts, progress, last_line, verdict, is_saved=saved == progress.step)
 
 
 def _pause(parts: Parts, seconds: float) -> None:
@@ -168,7 +187,7 @@ def _pause(parts: Parts, seconds: float) -> None:
         parts.stop.wait(min(left_s, 1.0))
 
 
-def _take_up(parts: Parts, progress: Progress) -> Verdict | None:
+def take_up(parts: Parts, progress: Progress) -> Verdict | None:
     """Make good at a restored step what a stop or a kill left undone; the verdict if the run ends there."""
     verdict = settle(parts, progress) or standing_verdict(progress.gates, rules_of(parts.plan))
     if verdict is not None and verdict.is_damage:
@@ -180,7 +199,7 @@ def _take_up(parts: Parts, progress: Progress) -> Verdict | None:
     return verdict
 
 
-def _end(parts: Parts, progress: Progress, last_line: Json, verdict: Verdict | None, *, is_saved: bool) -> Ending:
+def end(parts: Parts, progress: Progress, last_line: Json, verdict: Verdict | None, *, is_saved: bool) -> Ending:
     """The last checkpoint, unless the weights are damaged or it is there; then what ended the loop."""
     events, stop = parts.events, parts.stop
     if verdict is None and stop.outcome is not None:
@@ -225,18 +244,28 @@ def _finite(parts: Parts, step: int, result: StepResult, raw: RawBatch) -> dict[
         raise
 
 
-def make_step(parts: Parts, batch: Any) -> StepResult:
+def make_step(parts: Parts, batch: Any, streams: Any) -> StepResult:
     """The trainer's part of a step, from rows or from what `transform` made of them.
 
-    Raises TrainerError for whatever its code raises, or returns that is no result.
+    Where the scale of an fp16 loss was too large, the step is made again with the same rows and, from `streams`, the
+    same random numbers. Raises TrainerError for whatever its code raises, or returns that is no result.
     """
     trainer, state, ctx = parts.trainer, parts.state, parts.ctx
-    result: Any = call_hook(
-        parts, "train_step", lambda: trainer.train_step(trainer.prepare_batch(batch, state, ctx), state, ctx)
-    )
+    while True:
+        try:
+            result: Any = call_hook(
+                parts, "train_step", lambda: trainer.train_step(trainer.prepare_batch(batch, state, ctx), state, ctx)
+            )
+            break
+        except ScaleOverflow as overflow:
+            ctx.report("loss_scale", scale=overflow.scale)
+            rng.put_back(streams)
     where = f"step {ctx.step}"
     metrics, control = getattr(result, "metrics", None), getattr(result, "control", None)
-    if not isinstance(metrics, Mapping):
+    if metrics is not None and not isinstance(metrics, Mapping):
+        found = type(metrics).__name__
+        raise TrainerError(f"the metrics of a StepResult are numbers by name; found {found}.", where=where)
+    if metrics is None:
         raise TrainerError(f"train_step returned {type(result).__name__}; expected a StepResult.", where=where)
     if not (control is None or isinstance(control, Control)):
         raise TrainerError(f"control is a {type(control).__name__}; expected a Control.", where=where)
@@ -253,7 +282,9 @@ def _whole(tokens: Any, where: str) -> int | None:
     return number
 
 
-def announce(saver: Saver, events: EventLog) -> None:
-    """An event for each checkpoint that was committed meanwhile. Raises the error of a save that failed."""
-    for meta in saver.committed():
+def announce(saver: Saver, events: EventLog) -> int:
+    """An event for each checkpoint that was committed meanwhile; how many. Raises the error of a save that failed."""
+    committed = saver.committed()
+    for meta in committed:
         events.emit("checkpoint", step=meta.step, file=meta.file, sha256=meta.sha256, size_bytes=meta.size_bytes)
+    return len(committed)

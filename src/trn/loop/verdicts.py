@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trn.checkpoint import rng
-from trn.errors import NumericalInstability
+from trn.errors import NumericalInstability, TrainerError
 from trn.feed import RawBatch
 from trn.gates import GateRules, Verdict, after_skip, at_budget_end, bad_readings
 from trn.journal import EventLog
-from trn.records import Json
+from trn.records import REPORTED_KINDS, Json
 
 if TYPE_CHECKING:
     from trn.loop.loop import Parts
@@ -24,6 +25,7 @@ __all__ = [
     "report_readings",
     "report_refusal",
     "rules_of",
+    "tell_reports",
     "verdict_at_end",
 ]
 
@@ -60,6 +62,19 @@ def report_refusal(events: EventLog, error: NumericalInstability, row_ids: list[
 def report_readings(events: EventLog, line: Json) -> None:
     """The event that says which readings of a sensor or a clock were not believed; once a run, they are counted."""
     events.emit("gate", gate="telemetry", step=line["step"], fields=list(bad_readings(line)))
+
+
+def tell_reports(events: EventLog, step: int, reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """The events that a trainer asked for with ctx.report; of a kind that is not known, a `note` about it."""
+    for kind, fields in reports:
+        told = {**fields, "step": step}
+        try:
+            if kind in REPORTED_KINDS:
+                events.emit(kind, **told)
+            else:
+                events.emit("note", **{**told, "about": kind})
+        except (TypeError, ValueError) as error:
+            raise TrainerError(f"expected JSON values: {error}.", where=f"ctx.report({kind!r})") from error
 
 
 def leave_out(parts: Parts, progress: Progress, raw: RawBatch, error: NumericalInstability, streams: object) -> None:

@@ -9,11 +9,11 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["code_files", "code_sha256", "library_versions"]
+__all__ = ["code_files", "code_sha256", "files_sha256", "library_versions"]
 
 _LIBRARIES = ("torch", "numpy", "pyarrow")
 
@@ -22,11 +22,12 @@ def code_files(module_name: str) -> list[Path]:
     """The source files that belong to an imported trainer, sorted: its package, or the modules beside it.
 
     For `pkg.sub.mod` all loaded modules of `pkg`; for a plain `mod` all loaded modules from its folder or below, so
-    that a helper beside the trainer counts. A module of trn itself stands alone: trn's version is recorded instead.
+    that a helper beside the trainer counts, but nothing of trn: its version is recorded instead. One of its own trainers
+    stands alone.
     """
     module = sys.modules[module_name]
     own = getattr(module, "__file__", None)
-    if own is None:
+    if own is None or not os.path.isfile(own):  # typed in, or read from standard input
         return []
     top = module_name.partition(".")[0]
     if top == "trn":
@@ -37,7 +38,7 @@ def code_files(module_name: str) -> list[Path]:
     files = {Path(own).resolve()}
     for name, loaded in list(sys.modules.items()):
         given = getattr(loaded, "__file__", None)
-        if given is None or not given.endswith(".py"):
+        if given is None or not given.endswith(".py") or name.partition(".")[0] == "trn":
             continue
         is_member = is_package and (name == top or name.startswith(f"{top}."))
         is_neighbour = not is_package and given.startswith(beside) and "site-packages" not in given[len(beside) :]
@@ -48,7 +49,11 @@ def code_files(module_name: str) -> list[Path]:
 
 def code_sha256(module_name: str) -> str:
     """Hex sha256 over the names (relative to their common folder) and contents of `code_files`."""
-    files = code_files(module_name)
+    return files_sha256(code_files(module_name))
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """The same of any files, sorted."""
     digest = hashlib.sha256()
     root = files[0].parent if files else Path()
     while files and not all(root in path.parents for path in files):

@@ -22,8 +22,12 @@ def build_run_metadata(
     upstream: Mapping[str, Any],
     launcher: Mapping[str, Any],
     files: Mapping[str, str],
+    experiment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of run_metadata.json; `files` maps the name of each start-up artifact to its path in the run."""
+    """The content of run_metadata.json; `files` maps the name of each start-up artifact to its path in the run.
+
+    `experiment` is what the author noted, without its secrets.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "created_at": created_at,
@@ -40,4 +44,5 @@ def build_run_metadata(
         "upstream": dict(upstream),
         "launcher": dict(launcher),
         "run_manifest_files": dict(files),
+        "experiment": dict(experiment),
     }

@@ -85,6 +85,7 @@ def startup_artifacts(facts: StartupFacts) -> dict[str, bytes]:
         upstream=seen["upstream"],
         launcher=seen["launcher"],
         files=files,
+        experiment=plan.get("experiment", {}),
     )
     return {
         _PATHS["run_meta"]: pretty_json(_run_meta(facts, redactor, git, plan, kept)),

@@ -19,7 +19,7 @@ from trn.loop.stop import StopRequest
 from trn.ranks import read_world
 from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, from_json
 from trn.runner import signals
-from trn.runner.console import say
+from trn.runner.console import say, set_up_logging
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.dry_run:  # that answer is for the user alone
             mask_output()
         world = read_world(os.environ)
+        set_up_logging(world)
         if world.world_size == 1 or args.dry_run:  # what is only foretold needs nobody else
             return run(args, stop, Company(world))
         company = meet(world, stop)

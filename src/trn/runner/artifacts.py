@@ -1,8 +1,7 @@
-"""What a job writes before its first batch: who ran which code, where, with what. And torch, set as the plan says."""
+"""What a job writes before its first batch: who ran which code, where, with what."""
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from trn.devices import keep_freed_memory
 from trn.errors import ResumeRefused
 from trn.files import make_folder, write_atomic
 from trn.plan import NOT_LIBRARIES
@@ -31,25 +29,10 @@ from trn.records import from_json, read_json, utc_now
 from trn.spec import Source
 from trn.spec.plan_model import Plan
 
-__all__ = ["prepare_torch", "publish_revision", "record_resume", "require_run_meta", "safe_text", "start_artifacts"]
+__all__ = ["publish_revision", "record_resume", "require_run_meta", "safe_text", "start_artifacts"]
 
 RUN_META_NAME = "reports/run_meta.json"
 RESOLVED_NAME = "reports/config_resolved.yaml"
-
-
-def prepare_torch(plan: Plan) -> None:
-    """Threads and determinism as planned, memory kept; before anything is built or recorded.
-
-    From here on garbage is collected, but what is there now, mostly modules, is left alone for good.
-    """
-    keep_freed_memory()
-    torch.set_num_threads(plan.threads)
-    if plan.deterministic is not False:
-        torch.use_deterministic_algorithms(True, warn_only=plan.deterministic == "warn")
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-    gc.freeze()
-    gc.enable()
 
 
 def start_artifacts(plan: Plan, sources: Sequence[Source], *, job_id: str) -> dict[str, bytes]:

@@ -26,6 +26,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from trn.errors import STATUS, PeerFailed, PlanRefused, Stopped, TrnError
+from trn.loop.pulse import Pulse
 from trn.loop.stop import StopRequest
 from trn.ranks import World, error_file
 from trn.ranks.group import Alone, Group
@@ -69,6 +70,8 @@ class Company:
     ranks: Ranks | None = None
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(None))
     last_word: LastWord = field(default_factory=lambda: LastWord())
+    pulse: Pulse = field(default_factory=Pulse)
+    """What this process is at."""
     owner: int = field(default_factory=os.getpid)
 
     @property
@@ -113,6 +116,7 @@ class Company:
     def leave(self, error: TrnError, *, tell: Callable[[], None]) -> NoReturn:
         """End this process now: its main thread cannot be asked to."""
         code = error.exit_status
+        self.pulse.failed(error)
 
         def tell_all() -> None:
             tell()
@@ -129,6 +133,7 @@ class Company:
         except BaseException as error:
             if os.getpid() != self.owner:
                 os._exit(1)  # a child that the trainer forked: it speaks for nobody
+            self.pulse.failed(error)
             if self.ranks is not None and not isinstance(error, PeerFailed):
                 self.ranks.fail(outcome_of(error), str(error))
             raise

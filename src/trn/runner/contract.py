@@ -24,6 +24,7 @@ from trn.records import Json
 from trn.spec import LoadedSpec
 from trn.spec.plan_model import UNFINGERPRINTED, Plan
 from trn.trainer import Trainer, load_trainer
+from trn.trainer.torch_schedules import PLATEAU
 
 __all__ = ["ALLOWABLE", "Difference", "compare_with_spec", "compare_with_world", "plan_differences", "revise"]
 
@@ -53,6 +54,8 @@ SAFE = frozenset(
         "validation.every_steps",
     }
 )
+_WHEN_EVALUATED = {"validation.every_epochs", "validation.every_steps"}
+"""Not safe where the learning rate follows the evaluations."""
 ALLOWABLE = {
     "max_steps": ("budget.max_steps", "budget.by_passes", "dataset.passes"),
     "lr": ("optimizer.arguments.lr", "schedule.lr_max", "schedule.lr_min"),
@@ -86,13 +89,15 @@ class Difference:
         return None
 
 
-def compare_with_spec(plan: Plan, loaded: LoadedSpec, world: World) -> tuple[Plan, Trainer]:
+def compare_with_spec(
+    plan: Plan, loaded: LoadedSpec, world: World, trainer: Trainer | None = None
+) -> tuple[Plan, Trainer]:
     """What the spec plans to now, with this run's identity, and the trainer. Raises what planning raises.
 
     The schedule keeps the length that the run began with: a longer budget goes on at its last learning rate instead
     of climbing again.
     """
-    wanted, trainer = make_plan(loaded, run_id=plan.run_id, runs_dir=Path(plan.runs_dir), world=world)
+    wanted, trainer = make_plan(loaded, run_id=plan.run_id, runs_dir=Path(plan.runs_dir), world=world, trainer=trainer)
     if loaded.spec.threads is None:  # the default is this machine's; the run has made its choice
         wanted = wanted.model_copy(update={"threads": plan.threads})
     if wanted.schedule is not None and plan.schedule is not None:
@@ -127,14 +132,25 @@ def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan,
         known = ", ".join(ALLOWABLE)
         raise UsageError(f"{unknown[0]!r} cannot be allowed; expected {known}.", where="--allow-change")
     differences = plan_differences(plan, wanted)
-    refused = [one for one in differences if one.key not in SAFE and one.name not in allowed]
+    is_followed = plan.schedule is not None and plan.schedule.kind == PLATEAU
+    safe = SAFE - _WHEN_EVALUATED if is_followed else SAFE
+    refused = [one for one in differences if one.key not in safe and one.name not in allowed]
     if refused:
         raise ResumeRefused(
             f"it is not the same any more: {'; '.join(map(str, refused))}.", where=plan.run_dir, hint=_hint(refused)
         )
     if not differences:
         # the same run, but code and data may lie elsewhere now
-        here = ("config_path", "base_config_path", "spec_folder", "dataset", "validation", "experiment", "log", "heartbeat_s")
+        here = (
+            "config_path",
+            "base_config_path",
+            "spec_folder",
+            "dataset",
+            "validation",
+            "experiment",
+            "log",
+            "heartbeat_s",
+        )
         return plan.model_copy(update={key: getattr(wanted, key) for key in here}), ()
     changes = {
         "revision": plan.revision + 1,
@@ -161,6 +177,8 @@ def _computing(plan: Plan) -> Json:
     for part in (value["dataset"], value["validation"]):
         if part is not None:
             part["data"] = part["data"]["fingerprint"][:12]
+    if value["weights"] is not None:
+        del value["weights"]["path"]  # what counts is the content
     value["trainer"]["code_sha256"] = value["trainer"]["code_sha256"][:12]
     return value
 

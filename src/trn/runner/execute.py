@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from trn.errors import STATUS, PeerFailed, PlanRefused, ResumeRefused, Stopped, 
 from trn.feed import Dataset, check_unchanged
 from trn.files import Lock
 from trn.journal import EventLog, MetricsLog
+from trn.loop.batches import Batches
 from trn.loop.loop import Ending, Parts, announce, train
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
@@ -23,21 +25,24 @@ from trn.plan import warn_of_few_tokens
 from trn.plan.publish import withdraw_run
 from trn.provenance.process import clean_event
 from trn.records import Outcome, utc_now
+from trn.reopen import announced_steps, progress_of
+from trn.runner.alongside import Alongside, alongside
 from trn.runner.artifacts import publish_revision, record_resume, require_run_meta, safe_text
 from trn.runner.company import Company, Job0, is_out_of_memory, outcome_of
 from trn.runner.console import say
 from trn.runner.contract import Difference
+from trn.runner.exporting import export_at_end, keep_export_rows
 from trn.runner.make import Made, make
 from trn.runner.origin import read_forked_from
 from trn.runner.outcome import archive_outcome, publish_outcome
 from trn.runner.reading import open_feed, validation_of
-from trn.runner.restore import Restored, announced_steps, is_announced, progress_of, restore_folder
+from trn.runner.restore import Restored, is_announced, restore_folder
 from trn.runner.transforming import open_batches
 from trn.spec import Source
 from trn.spec.plan_model import Plan
 from trn.trainer import TorchState, Trainer
 
-__all__ = ["Job", "execute"]
+__all__ = ["Job", "Journal", "Resume", "enter", "execute", "finish_saving", "parts_of", "require_resumable"]
 
 
 @dataclass
@@ -78,13 +83,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class _Journal:
+class Journal:
+    """What a job appends to, open."""
+
     events: EventLog
     metrics: MetricsLog
     val_metrics: MetricsLog
 
     @classmethod
-    def open(cls, plan: Plan, job_id: str) -> _Journal:
+    def open(cls, plan: Plan, job_id: str) -> Journal:
         reports = Path(plan.run_dir) / "reports"
         return cls(
             EventLog(reports / "events.jsonl", run_id=plan.run_id, job_id=job_id, clean=clean_event),
@@ -108,27 +115,18 @@ def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
     Raises TrnError only where no outcome can be written: when the disk refuses, or when the job is refused, which
     then has changed nothing: a resume leaves the run as it was, a new run leaves no folder.
     """
+    is_new = job.resume is None or job.resume.is_fork
+    with alongside(job.plan, job.job_id, company, is_new=is_new) as beside:
+        return _execute(job, lock, stop, company, beside)
+
+
+def _execute(job: Job, lock: Lock, stop: StopRequest, company: Company, beside: Alongside) -> int:
     plan, started_at, owner = job.plan, utc_now(), os.getpid()
     found = Found(None, ()) if job.resume is None else require_resumable(job)
     stop.limit_runtime(plan.max_runtime_s)
     made = _make_or_refuse(job, found, lock, stop, company)
-    if job.resume is not None:
-        job.resume.settle(plan)
-    journal = _Journal.open(plan, job.job_id)
-    restored = Restored(None, Progress(), {})
-    if job.resume is not None:
-        restored = restore_folder(
-            plan,
-            found,
-            job.job_id,
-            journal.events,
-            journal.metrics,
-            journal.val_metrics,
-            is_named=job.resume.named is not None,
-        )
-        if not job.resume.is_fork:  # a fork's run_meta begins with this job
-            record_resume(plan, job.resume.run_meta, job_id=job.job_id, from_step=restored.progress.step)
-    _announce(job, journal.events)
+    beside.admit()
+    journal, restored = enter(job, found)
     progress = restored.progress
 
     def publish(ending: Ending) -> None:
@@ -160,8 +158,32 @@ def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
     company.last_word.take()
     journal.sync()
     publish(ending)
+    beside.ended(ending.status, progress.step, ending.reason)
     lock.release()
     return STATUS[ending.status].exit
+
+
+def enter(job: Job, found: Found) -> tuple[Journal, Restored]:
+    """Begin to change the run's folder: in order for the checkpoint that was found, its journal open, the job told."""
+    plan = job.plan
+    if job.resume is not None:
+        job.resume.settle(plan)
+    journal = Journal.open(plan, job.job_id)
+    restored = Restored(None, Progress(), {})
+    if job.resume is not None:
+        restored = restore_folder(
+            plan,
+            found,
+            job.job_id,
+            journal.events,
+            journal.metrics,
+            journal.val_metrics,
+            is_named=job.resume.named is not None,
+        )
+        if not job.resume.is_fork:  # a fork's run_meta begins with this job
+            record_resume(plan, job.resume.run_meta, job_id=job.job_id, from_step=restored.progress.step)
+    _announce(job, journal.events)
+    return journal, restored
 
 
 _REFUSALS = frozenset({"plan_refused", "resume_refused"})
@@ -207,6 +229,7 @@ def _make_or_refuse(job: Job, found: Found, lock: Lock, stop: StopRequest, compa
 
 
 def _announce(job: Job, events: EventLog) -> None:
+    """The events of a job that begins."""
     plan = job.plan
     if not is_announced(plan):
         changes = [{"key": one.key, "was": one.was, "now": one.now} for one in job.changes]
@@ -240,7 +263,7 @@ def _attempt(work: Callable[[], Ending]) -> Ending:
         return Ending("out_of_memory" if is_out_of_memory(error) else "crashed", reason)
 
 
-def _train(job: Job, journal: _Journal, restored: Restored, made: Made, stop: StopRequest, company: Company) -> Ending:
+def _train(job: Job, journal: Journal, restored: Restored, made: Made, stop: StopRequest, company: Company) -> Ending:
     plan, trainer, progress = job.plan, job.trainer, restored.progress
     ctx, state = made.ctx, made.state
     if made.error is not None:
@@ -248,8 +271,31 @@ def _train(job: Job, journal: _Journal, restored: Restored, made: Made, stop: St
     is_new = job.resume is None and isinstance(state, TorchState)
     if is_new and (warning := warn_of_few_tokens(plan, trainer, state.model)):
         say(f"warning: {warning}")
+    keep_export_rows(plan, trainer)
+    feed = open_batches(plan, trainer, ctx, open_feed(plan, progress, company, stop), stop)
+    parts = parts_of(job, journal, made, feed, stop, company)
+    delay = plan.checkpoint.save_delay_steps
+    if progress.step < delay:
+        say(f"no checkpoint before step {delay}, but where the job ends: checkpoint.save_delay_steps")
+    journal.events.emit("started", step=progress.step, max_steps=plan.budget.max_steps)
+    ended = False
+    try:
+        ending = train(parts, progress, restored.last_line)
+        ended = True
+    finally:
+        company.watchdog.rest()  # a save that is in flight takes its time
+        feed.close()
+        finish_saving(parts.saver, journal, must_hold=ended)
+    is_exported = plan.export.onnx and STATUS[ending.status].exit == 0
+    with company.pulse.during("export") if is_exported else contextlib.nullcontext():
+        return export_at_end(plan, journal.events, ending)
+
+
+def parts_of(job: Job, journal: Journal, made: Made, feed: Batches, stop: StopRequest, company: Company) -> Parts:
+    """All that a loop works with."""
+    plan = job.plan
     saver = Saver(
-        ctx.checkpoints_dir,
+        made.ctx.checkpoints_dir,
         run_id=plan.run_id,
         job_id=job.job_id,
         plan_fingerprint=plan.fingerprint,
@@ -257,12 +303,11 @@ def _train(job: Job, journal: _Journal, restored: Restored, made: Made, stop: St
         keep_epochs=plan.checkpoint.keep_epochs,
         sync_journal=journal.sync,
     )
-    feed = open_batches(plan, trainer, ctx, open_feed(plan, progress, company, stop), stop)
-    parts = Parts(
+    return Parts(
         plan=plan,
-        trainer=trainer,
-        state=state,
-        ctx=ctx,
+        trainer=job.trainer,
+        state=made.state,
+        ctx=made.ctx,
         feed=feed,
         validation=validation_of(plan, company.world),
         metrics=journal.metrics,
@@ -272,20 +317,11 @@ def _train(job: Job, journal: _Journal, restored: Restored, made: Made, stop: St
         stop=stop,
         agreement=made.agreement,
         watchdog=company.watchdog,
+        pulse=company.pulse,
     )
-    journal.events.emit("started", step=progress.step, max_steps=plan.budget.max_steps)
-    ended = False
-    try:
-        ending = train(parts, progress, restored.last_line)
-        ended = True
-        return ending
-    finally:
-        company.watchdog.rest()  # a save that is in flight takes its time
-        feed.close()
-        _finish_saving(saver, journal, must_hold=ended)
 
 
-def _finish_saving(saver: Saver, journal: _Journal, *, must_hold: bool) -> None:
+def finish_saving(saver: Saver, journal: Journal, *, must_hold: bool) -> None:
     """Let a save that is in flight come to its end, also when the loop failed: it is of an earlier, good step.
 
     What goes wrong here then must not hide why the loop failed.

@@ -21,12 +21,12 @@ from trn.provenance.code import code_sha256
 from trn.ranks import error_file
 from trn.ranks.processes import Ended
 from trn.records import EMPTY, Json, JsonError, Position
-from trn.runner.artifacts import prepare_torch
+from trn.reopen import prepare_torch, progress_of
+from trn.runner.alongside import Alongside, alongside
 from trn.runner.company import Company, Job0, outcome_of
 from trn.runner.console import say, speak_as
 from trn.runner.make import make
 from trn.runner.reading import open_feed, validation_of
-from trn.runner.restore import progress_of
 from trn.runner.transforming import open_batches
 from trn.trainer import load_trainer
 
@@ -43,7 +43,10 @@ def follow(company: Company, stop: StopRequest) -> int:
     own: int | None = None
     reason, patience_s = _FOLLOWED, math.inf
     try:
-        _take_part(company, company.hear_job(stop), stop)
+        job = company.hear_job(stop)
+        is_new = not (Path(job.plan.run_dir) / "reports/events.jsonl").exists()
+        with alongside(job.plan, job.job_id, company, is_new=is_new) as beside:
+            _take_part(company, job, stop, beside)
     except Ended as error:
         own = error.exit_status
     except PeerFailed as error:
@@ -78,7 +81,7 @@ def _report(error: BaseException) -> None:
         say("".join(traceback.format_exception(error)).rstrip())
 
 
-def _take_part(company: Company, job: Job0, stop: StopRequest) -> None:
+def _take_part(company: Company, job: Job0, stop: StopRequest, beside: Alongside) -> None:
     plan, run_dir = job.plan, Path(job.plan.run_dir)
     use_spec_folder(Path(plan.spec_folder))
     trainer = load_trainer(plan.trainer.name)
@@ -100,6 +103,7 @@ def _take_part(company: Company, job: Job0, stop: StopRequest) -> None:
     stop.limit_runtime(0.0)  # rank 0 looks at the clock for all
     meta = None if job.checkpoint is None else _read_meta(run_dir / "checkpoints" / job.checkpoint)
     made = make(plan, trainer, meta, stop, company)
+    beside.admit()
     if made.error is not None:
         raise made.error
     progress = Progress() if meta is None else progress_of(meta)
@@ -125,9 +129,11 @@ def _take_part(company: Company, job: Job0, stop: StopRequest) -> None:
             stop=stop,
             agreement=made.agreement,
             watchdog=company.watchdog,
+            pulse=company.pulse,
         )
         company.watchdog.watch(hang_s=plan.hang_s, give_up=give_up)
-        train(parts, progress, {} if meta is None else meta.metrics)
+        ending = train(parts, progress, {} if meta is None else meta.metrics)
+        beside.ended(ending.status, progress.step, ending.reason)
 
 
 def _read_meta(path: Path) -> CheckpointMeta:

@@ -25,7 +25,8 @@ from trn.loop.stop import StopRequest
 from trn.loop.verdicts import is_used_up
 from trn.plan import publish_run
 from trn.plan.publish import refuse_taken
-from trn.runner.artifacts import prepare_torch, start_artifacts
+from trn.reopen import prepare_torch
+from trn.runner.artifacts import start_artifacts
 from trn.runner.company import Company
 from trn.runner.contract import compare_with_spec, compare_with_world, revise
 from trn.runner.execute import Job, Resume, execute

@@ -14,12 +14,13 @@ from trn.checkpoint.meta import CheckpointMeta
 from trn.errors import PlanRefused, ResumeRefused, TrainerError, TrnError
 from trn.feed.tensors import to_tensors
 from trn.loop.agreement import Agreement
-from trn.loop.cadences import derived_seed
+from trn.loop.pulse import Pulse
+from trn.loop.seeds import derived_seed
 from trn.loop.stop import StopRequest
 from trn.plan import make_params, torch_device
+from trn.reopen import apply_state
 from trn.runner.company import Company
 from trn.runner.live import check_live
-from trn.runner.restore import apply_state
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, TorchState, Trainer
 from trn.trainer.together import share_buffers
@@ -56,11 +57,12 @@ def make(plan: Plan, trainer: Trainer, meta: CheckpointMeta | None, stop: StopRe
         tensors=to_tensors,
         ranks=company.group,
         local_rank=company.world.local_rank,
+        is_new=meta is None,
     )
     try:
         company.assemble(device, stop)
         rng.seed_all(plan.seed)
-        state = _configure(trainer, ctx, stop)
+        state = _configure(trainer, ctx, stop, company.pulse)
         check_live(plan, trainer, state, device)
         company.require_same_start(_marks(state))
         if meta is not None:
@@ -80,10 +82,12 @@ def make(plan: Plan, trainer: Trainer, meta: CheckpointMeta | None, stop: StopRe
         return Made(ctx, agreement, error=error)
 
 
-def _configure(trainer: Trainer, ctx: Context, stop: StopRequest) -> Any:
+def _configure(trainer: Trainer, ctx: Context, stop: StopRequest, pulse: Pulse) -> Any:
     try:
         with stop.breaking_off():
+            pulse.begin("setup")
             trainer.setup(ctx)
+            pulse.begin("configure")
             return trainer.configure(ctx)
     except (TrnError, MemoryError):
         raise

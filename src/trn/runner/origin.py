@@ -16,10 +16,9 @@ from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, meta_name
 from trn.checkpoint.named import named_step
 from trn.errors import ResumeRefused
 from trn.loop.progress import Progress
-from trn.plan.publish import PLAN_NAME
 from trn.records import SCHEMA_VERSION, Json, JsonError, pretty_json, read_json
+from trn.reopen import announced_steps, read_run
 from trn.runner.console import say
-from trn.runner.restore import announced_steps
 from trn.spec import Source
 from trn.spec.plan_model import Plan
 
@@ -62,12 +61,7 @@ class Origin:
 
 def read_origin(run_dir: Path, name: str | None) -> Origin:
     """The run in `run_dir` at the checkpoint called `name`, or at its newest that holds. Raises ResumeRefused."""
-    _refuse_foreign(run_dir)
-    path = run_dir / PLAN_NAME
-    if not path.is_file():
-        raise ResumeRefused("this folder is no run: it has no plan.", where=str(run_dir))
-    plan = Plan.read(path.read_bytes(), str(path))
-    plan = plan.model_copy(update={"run_dir": str(run_dir), "runs_dir": str(run_dir.parent)})
+    plan = read_run(run_dir)
     meta = _find(run_dir, plan, name)
     if meta is None:
         raise ResumeRefused(
@@ -135,25 +129,6 @@ def gone(path: Path, error: OSError) -> ResumeRefused:
         f"{path.name} cannot be read any more: {error.strerror}.",
         where=str(path),
         hint="The run it belongs to may have removed it meanwhile: fork again.",
-    )
-
-
-def _refuse_foreign(run_dir: Path) -> None:
-    """Refuse links, pipes and devices where something is read; files may come and go meanwhile."""
-    for folder in (run_dir, run_dir / "reports", run_dir / "reports/plans", run_dir / "checkpoints"):
-        if folder.is_symlink():
-            raise _foreign(run_dir, folder, "a symbolic link")
-        for entry in os.scandir(folder) if folder.is_dir() else ():
-            if entry.is_symlink():
-                raise _foreign(run_dir, Path(entry.path), "a symbolic link")
-            if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False):
-                raise _foreign(run_dir, Path(entry.path), "no plain file")
-
-
-def _foreign(run_dir: Path, path: Path, what: str) -> ResumeRefused:
-    name = path.name if path == run_dir else path.relative_to(run_dir)
-    return ResumeRefused(
-        f"{name} is {what}.", where=str(run_dir), hint="A run is made of plain files and folders only."
     )
 
 

@@ -45,9 +45,20 @@ def archive_outcome(run_dir: Path, outcome: Outcome) -> None:
 
 
 def publish_outcome(
-    plan: Plan, *, job_id: str, status: str, reason: str, progress: Progress, events: EventLog, started_at: str
+    plan: Plan,
+    *,
+    job_id: str,
+    status: str,
+    reason: str,
+    progress: Progress,
+    events: EventLog,
+    started_at: str,
+    inexact_because: list[str] | None = None,
 ) -> Outcome:
-    """Write outcome.json, then its event. Raises StorageError."""
+    """Write outcome.json, then its event. Raises StorageError.
+
+    `inexact_because` is for a loop of the user's own: what keeps a resume of it from being exact, where anything does.
+    """
     run_dir = Path(plan.run_dir)
     outcome = Outcome(
         status=status,
@@ -64,6 +75,8 @@ def publish_outcome(
         best=progress.best,
         checkpoint=_last_checkpoint(run_dir),
         artifacts={name: sha256_file(run_dir / name) for name in _HASHED if (run_dir / name).is_file()},
+        exact=None if inexact_because is None else not inexact_because,
+        inexact_because=inexact_because,
     )
     write_atomic(run_dir / OUTCOME_NAME, pretty_json(outcome.to_json()))
     _emit_ending(events, outcome)

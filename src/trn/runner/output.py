@@ -14,11 +14,12 @@ import io
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from trn.provenance.process import process_redactor
 
-__all__ = ["MaskedOutput", "mask_output"]
+__all__ = ["MaskedOutput", "copy_output", "mask_output"]
 
 _ARMOUR = (b"-----BEGIN ", b"PRIVATE KEY", b"-----END ")
 _LONGEST = 64 << 10  # of what is held back, in bytes
@@ -38,10 +39,23 @@ def mask_output() -> None:
         os.register_at_fork(after_in_child=masked.begin_in_child)
 
 
+def copy_output(name: str, take: Callable[[bytes], None] | None) -> bool:
+    """Give `take` a copy of all that goes out through the stream, masked; False where it is not masked. None: no more.
+
+    `take` must not raise.
+    """
+    buffer = getattr(getattr(sys, name), "buffer", None)
+    if not isinstance(buffer, MaskedOutput):
+        return False
+    buffer.copy_to = take
+    return True
+
+
 class MaskedOutput(io.BufferedIOBase):
     """Bytes of text on their way to `target`, lines masked as they end. Safe for threads."""
 
     def __init__(self, target: BinaryIO) -> None:
+        self.copy_to: Callable[[bytes], None] | None = None
         self._target = target
         self._pending = b""
         self._lock = threading.RLock()
@@ -84,6 +98,8 @@ class MaskedOutput(io.BufferedIOBase):
         if ready:
             text = ready.decode("utf-8", "surrogateescape")
             left = process_redactor().text(text).encode("utf-8", "surrogateescape")
+            if self.copy_to is not None:
+                self.copy_to(left)
             while left:  # an unbuffered file may take less than all
                 left = left[self._target.write(left) :]
             self._target.flush()

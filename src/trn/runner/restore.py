@@ -1,24 +1,20 @@
-"""Bring a run back to its newest good checkpoint: the state, the random streams, the journal, the folder."""
+"""Bring a run's folder back to a checkpoint: the journal, what came later. Its state: see reopen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from trn.checkpoint import rng
-from trn.checkpoint.discover import Found, load_payload, set_aside_later
-from trn.checkpoint.meta import CheckpointMeta, checkpoint_name
-from trn.errors import ResumeRefused, TrnError
+from trn.checkpoint.discover import Found, set_aside_later
+from trn.checkpoint.meta import CheckpointMeta
 from trn.files import sweep
 from trn.journal import EventLog, MetricsLog
-from trn.loop.cadences import derived_seed
 from trn.loop.progress import Progress
 from trn.records import EMPTY, Json, JsonError, read_lines
+from trn.reopen import progress_of
 from trn.spec.plan_model import Plan
-from trn.trainer import Context, Trainer
 
-__all__ = ["Restored", "announced_steps", "apply_state", "is_announced", "progress_of", "restore_folder"]
+__all__ = ["Restored", "is_announced", "restore_folder"]
 
 
 @dataclass(frozen=True)
@@ -63,36 +59,6 @@ def restore_folder(
     return Restored(meta, progress, {} if meta is None else meta.metrics)
 
 
-def progress_of(meta: CheckpointMeta) -> Progress:
-    """Where the run stood. Raises ResumeRefused for what this version does not write."""
-    try:
-        return Progress.from_json(meta.progress)
-    except JsonError as error:
-        raise ResumeRefused(
-            f"{error}.", where=f"checkpoints/{meta.file}", hint="Another version of trn made it."
-        ) from error
-
-
-def apply_state(plan: Plan, meta: CheckpointMeta, trainer: Trainer, state: Any, ctx: Context) -> None:
-    """Give the trainer its state back, then every random stream. Raises ResumeRefused when a part is missing."""
-    where = f"checkpoints/{meta.file}"
-    try:
-        payload = load_payload(Path(plan.run_dir), meta)
-        missing = {"trainer", "progress", "rng"} - set(payload)
-        if missing or payload["progress"] != meta.progress or not payload["rng"]:
-            raise ResumeRefused("its parts and its meta do not fit together.", where=where)
-        trainer.load_state_dict(state, payload["trainer"], ctx)
-        if ctx.rank < len(payload["rng"]):
-            rng.restore(payload["rng"][ctx.rank])
-        else:  # a rank that the run did not have so far
-            rng.seed_all(derived_seed(plan.seed, f"rank {ctx.rank}", meta.step))
-    except TrnError:
-        raise
-    except Exception as error:  # whatever a file or a trainer may do to the loader
-        first = (str(error).splitlines() or [""])[0]
-        raise ResumeRefused(f"it cannot be loaded: {type(error).__name__}: {first}", where=where) from error
-
-
 def is_announced(plan: Plan) -> bool:
     """Whether the journal tells of this revision of the plan."""
     try:
@@ -100,19 +66,3 @@ def is_announced(plan: Plan) -> bool:
     except JsonError:
         return False  # a damaged line hides what came after it: to say it twice does no harm
     return plan.fingerprint in found
-
-
-def announced_steps(run_dir: Path) -> set[int]:
-    """Steps whose commit the events tell of and that no later resume went back behind."""
-    steps: set[int] = set()
-    try:
-        for event in read_lines(run_dir / "reports/events.jsonl"):
-            if event.get("event") == "checkpoint":
-                steps.add(int(event["step"]))
-            elif event.get("event") == "checkpoint_rejected":
-                steps -= {step for step in steps if checkpoint_name(step) == event.get("file")}
-            elif event.get("event") == "resumed":
-                steps = {step for step in steps if step <= int(event["from_step"])}
-    except (JsonError, KeyError, TypeError, ValueError):
-        return steps  # a damaged line hides what came after it; the metas still speak for themselves
-    return steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 from trn.errors import Stopped
@@ -15,8 +16,11 @@ __all__ = ["install"]
 _PREEMPTING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def install(stop: StopRequest) -> None:
-    """Route SIGTERM, SIGHUP, SIGUSR1 and SIGINT to `stop`. Only in the main thread."""
+def install(stop: StopRequest, *, ignored_too: bool = True) -> Callable[[], None]:
+    """Route SIGTERM, SIGHUP, SIGUSR1 and SIGINT to `stop`; returns what puts the handlers before back.
+
+    Only in the main thread. Without `ignored_too`, a signal that this process ignores stays ignored: so nohup wants it.
+    """
 
     def preempt(number: int, frame: FrameType | None) -> None:
         stop.ask("preempted", f"{signal.Signals(number).name} was received")
@@ -31,27 +35,44 @@ def install(stop: StopRequest) -> None:
             stop.breakable = False
             raise Stopped("cancelled", AT_ONCE)
 
-    for number in _PREEMPTING:
-        signal.signal(number, preempt)
-    signal.signal(signal.SIGINT, cancel)
-    # a child that a trainer forks is no runner: it must die of a signal that ends it. They are held back during the
-    # fork, since Python drops one that comes to the child before its handlers are reset.
-    os.register_at_fork(before=_hold, after_in_parent=_let_through, after_in_child=_forget)
+    before = {number: signal.getsignal(number) for number in _ALL}
+    for number, handler in before.items():
+        if ignored_too or handler is not signal.SIG_IGN:
+            signal.signal(number, cancel if number == signal.SIGINT else preempt)
+    global _watches_forks
+    if not _watches_forks:
+        # a child that a trainer forks is no runner: it must die of a signal that ends it. They are held back during the
+        # fork, since Python drops one that comes to the child before its handlers are reset.
+        os.register_at_fork(before=_hold, after_in_parent=_let_through, after_in_child=_forget)
+        _watches_forks = True
+    _routed.append(stop)
+
+    def put_back() -> None:
+        _routed.remove(stop)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    return put_back
 
 
 _ALL = (*_PREEMPTING, signal.SIGINT)
+_watches_forks = False
+_routed: list[StopRequest] = []
 
 
 def _hold() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+    if _routed:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
 
 
 def _let_through() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
+    if _routed:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
 
 
 def _forget() -> None:
     with contextlib.suppress(ValueError):  # forked by another thread than the main one
-        for number in _ALL:
+        for number in _ALL if _routed else ():
             signal.signal(number, signal.SIG_DFL)
     _let_through()
+    _routed.clear()

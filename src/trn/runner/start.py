@@ -18,7 +18,8 @@ from trn.plan import make_forecast, make_plan, publish_run
 from trn.plan.publish import LOCK_NAME, PLAN_NAME, refuse_taken
 from trn.ranks import World
 from trn.records import Outcome, new_run_id, pretty_json
-from trn.runner.artifacts import prepare_torch, start_artifacts
+from trn.reopen import prepare_torch
+from trn.runner.artifacts import start_artifacts
 from trn.runner.company import Company, refuse_stopped
 from trn.runner.console import say
 from trn.runner.contract import Difference, compare_with_spec, compare_with_world, revise
@@ -29,7 +30,7 @@ from trn.spec import Flag, LoadedSpec, load_spec
 from trn.spec.plan_model import Plan
 from trn.trainer import Trainer
 
-__all__ = ["run"]
+__all__ = ["claim", "goes_on", "note_of", "run"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _begin(request: _Request, args: argparse.Namespace, stop: StopRequest, compa
     refuse_stopped(stop)
     prepare_torch(plan)
     artifacts = start_artifacts(plan, request.loaded.sources, job_id=args.job_id)
-    lock = publish_run(plan, artifacts, job_id=args.job_id, note=_note(args.job_id))
+    lock = publish_run(plan, artifacts, job_id=args.job_id, note=note_of(args.job_id))
     return execute(Job(plan, trainer, args.job_id), lock, stop, company)
 
 
@@ -96,7 +97,7 @@ def _fork(
     loaded: LoadedSpec | None,
 ) -> int:
     asked = Fork(source, args.checkpoint, runs_dir, run_id, loaded, args.allow_change)
-    return fork(asked, job_id=args.job_id, note=_note(args.job_id), stop=stop, company=company)
+    return fork(asked, job_id=args.job_id, note=note_of(args.job_id), stop=stop, company=company)
 
 
 def _plan(request: _Request, world: World) -> tuple[Plan, Trainer]:
@@ -124,9 +125,7 @@ def _take_up(
         raise ResumeRefused(problem, where=str(run_dir), hint="A run is made of plain files and folders only.")
     if not path.is_file():
         raise ResumeRefused("this folder is no run: it has no plan.", where=str(run_dir))
-    lock = Lock(run_dir / LOCK_NAME)
-    if not lock.acquire(_note(args.job_id)):
-        raise ResumeRefused("another process is running it.", where=str(run_dir), hint="Wait for it, or cancel it.")
+    lock = claim(run_dir, args.job_id)
     plan = Plan.read(path.read_bytes(), str(path))
     # the folder may have been moved or copied: where it lies now is where it runs
     plan = plan.model_copy(update={"run_dir": str(run_dir), "runs_dir": str(run_dir.parent)})
@@ -142,7 +141,7 @@ def _take_up(
     revised, changes = revise(plan, now, allowed=args.allow_change)
     if before is not None:
         mend_journal(plan, before)
-        if is_finished and not _goes_on(before, revised, changes):
+        if is_finished and not goes_on(before, revised, changes):
             return report(before, run_dir)
     prepare_torch(revised)
     sources = () if wanted is None else wanted.loaded.sources
@@ -150,7 +149,15 @@ def _take_up(
     return execute(Job(revised, trainer, args.job_id, resume=resume, changes=changes), lock, stop, company)
 
 
-def _goes_on(before: Outcome, revised: Plan, changes: Sequence[Difference]) -> bool:
+def claim(run_dir: Path, job_id: str) -> Lock:
+    """The lock of an existing run, held. Raises ResumeRefused where somebody else has it."""
+    lock = Lock(run_dir / LOCK_NAME)
+    if not lock.acquire(note_of(job_id)):
+        raise ResumeRefused("another process is running it.", where=str(run_dir), hint="Wait for it, or cancel it.")
+    return lock
+
+
+def goes_on(before: Outcome, revised: Plan, changes: Sequence[Difference]) -> bool:
     """Whether a finished run has more to do: only a longer budget, or other rules of the gates, can give it that."""
     changed = {one.key for one in changes}
     if revised.budget.max_steps <= before.step:
@@ -159,5 +166,6 @@ def _goes_on(before: Outcome, revised: Plan, changes: Sequence[Difference]) -> b
     return by_budget or any(key.startswith("gates.") for key in changed)
 
 
-def _note(job_id: str) -> str:
+def note_of(job_id: str) -> str:
+    """What the holder of a run's lock leaves in it."""
     return f"pid={os.getpid()} job={job_id}"

@@ -25,7 +25,7 @@ from trn.loop.worker import Transform
 from trn.loop.workers import WorkerBatches
 from trn.plan import make_params, use_spec_folder
 from trn.ranks.group import Group
-from trn.runner.artifacts import prepare_torch
+from trn.reopen import prepare_torch
 from trn.runner.output import mask_output
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer, has_own_transform, load_trainer

@@ -12,6 +12,8 @@ from trn.gates import record_problems
 from trn.records import ENDINGS, EVENT_KINDS, JsonError, Outcome, read_json, read_lines
 from trn.spec.plan_model import Plan
 from trn.verify.epochs import check_epochs
+from trn.verify.evaluations import check_evaluations
+from trn.verify.exports import check_exports
 from trn.verify.finding import PLAN_NAME, Finding, Run
 from trn.verify.start_up import check_run_meta, check_start_up
 
@@ -245,4 +247,6 @@ CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
     check_epochs,
     _outcome,
     _earlier_outcomes,
+    check_evaluations,
+    check_exports,
 )

@@ -114,6 +114,8 @@ def _missing(run: Run, listed: set[int]) -> Iterator[Finding]:
         return
     # the newest checkpoint may be one that a stop made before its epoch was settled
     over = max(newest - 1, 0) // run.plan.budget.steps_per_epoch
+    delayed = run.plan.checkpoint.save_delay_steps
     for epoch in range(every - 1, over, every):
-        if epoch not in listed:
+        is_due = (epoch + 1) * run.plan.budget.steps_per_epoch >= delayed
+        if is_due and epoch not in listed:
             yield Finding(f"checkpoints/{metadata_name(epoch)}", "it is missing, and the epoch is over")
