@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trn import StepResult
+from trn import Export, StepResult
 
 
 @dataclass
@@ -48,6 +48,10 @@ class HandMade:
                 total += (state.model(x_BF).squeeze(1) - y_B).square().sum().item()
                 rows += len(y_B)
         return {"val_loss": total / rows}
+
+    def export(self, batch, state, ctx):
+        """Optional: how the model is called, for `trn export`."""
+        return Export(state.model, {"x": batch[0]}, ("y",), dynamic={"x": {0: "batch"}})
 
     def state_dict(self, state):
         """All that must survive a kill. Random streams and the place in the data are the runtime's business."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from trn import Step, TorchTrainer
+from trn import Export, Step, TorchTrainer
 
 
 @dataclass(frozen=True)
@@ -23,3 +23,6 @@ class Regressor(TorchTrainer):
     def loss(self, model, batch):
         error_B = model(batch["x"]).squeeze(1) - batch["y"]
         return Step(error_B.square().mean(), {"absolute_error": error_B.abs().mean()}, count=len(error_B))
+
+    def export(self, batch, state, ctx):
+        return Export(state.model, {"x": batch["x"]}, ("y",), dynamic={"x": {0: "batch"}})

@@ -9,7 +9,7 @@ import pytest
 
 from support.compare import assert_identical, events
 from support.forkserver import OPERATIONS, ForkServer
-from support.job import command, write_job
+from support.job import QUIET, command, write_job
 from trn.checkpoint.discover import find_newest_good
 from trn.errors import STATUS
 from trn.spec.plan_model import Plan
@@ -20,7 +20,9 @@ FAILS = {"enospc", "eio"}
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps, a checkpoint every second: plan, three saves, one prune."""
-    return write_job(tmp_path_factory.mktemp("small"), max_steps=6, checkpoint_every=2)
+    spec = write_job(tmp_path_factory.mktemp("small"), max_steps=6, checkpoint_every=2)
+    spec.write_text(spec.read_text() + QUIET)
+    return spec
 
 
 @pytest.fixture(scope="module")

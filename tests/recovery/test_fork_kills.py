@@ -10,7 +10,7 @@ import pytest
 
 from support.compare import differences, events, final_payload, lines, outcome
 from support.forkserver import OPERATIONS, ForkServer
-from support.job import command, write_job
+from support.job import QUIET, command, write_job
 from trn.errors import STATUS
 from trn.files import sha256_file
 from trn.records import new_job_id
@@ -23,6 +23,7 @@ def source(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A finished run of six steps, a checkpoint every second: those of steps 4 and 6 are there."""
     folder = tmp_path_factory.mktemp("source")
     spec = write_job(folder / "job", max_steps=6, checkpoint_every=2)
+    spec.write_text(spec.read_text() + QUIET)
     assert server.run(command(spec, folder, "source"), folder / "log") == 0, (folder / "log").read_text()
     return folder / "source"
 

@@ -1,15 +1,18 @@
 """Child processes that have torch imported already: a hundred killed runs in the time of a few.
 
-The server imports once, then forks for each request; a fork runs `trn.runner` as `python -m trn.runner` would, in a
-session of its own, with its output in a file. The forks are real processes: they are killed for real.
+The server imports once, then forks for each request; a fork runs `trn.runner` as `python -m trn.runner` would, or a
+script as `python SCRIPT` would, in a session of its own, with its output in a file. The forks are real processes: they
+are killed for real.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,8 +30,11 @@ class ForkServer:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
         )
 
-    def start(self, argv: list[str], log: Path, fault: str | None = None, cwd: Path | None = None) -> int:
-        return int(self._ask({"start": argv, "log": str(log), "fault": fault, "cwd": str(cwd or Path.cwd())}))
+    def start(
+        self, argv: list[str], log: Path, fault: str | None = None, cwd: Path | None = None, script: Path | None = None
+    ) -> int:
+        place = {"log": str(log), "cwd": str(cwd or Path.cwd()), "script": str(script) if script else None}
+        return int(self._ask({"start": argv, "fault": fault, **place}))
 
     def wait(self, pid: int) -> int:
         return int(self._ask({"wait": pid}))
@@ -58,6 +64,7 @@ def _serve() -> None:
     from trn import files
     from trn.runner import __main__ as runner
     from trn.runner import start  # noqa: F401 - imports torch and every room of the runner, once
+    from trn.session import open_run  # noqa: F401 - a little more
 
     # the first optimizer of a process imports torch._dynamo, which takes seconds
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -81,7 +88,7 @@ def _serve() -> None:
         files.set_fault(request["fault"])
         code = 1
         try:
-            code = runner.main(request["start"])
+            code = _run_script(request) if request["script"] else runner.main(request["start"])
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
         finally:
@@ -89,6 +96,19 @@ def _serve() -> None:
             sys.stderr.flush()
             os.write(2, f"{OPERATIONS}{files.fault_count()}\n".encode())
             os._exit(code)
+
+
+def _run_script(request: dict[str, Any]) -> int:
+    sys.argv = [request["script"], *request["start"]]
+    sys.path[0] = str(Path(request["script"]).parent)
+    try:
+        runpy.run_path(request["script"], run_name="__main__")
+    except SystemExit:
+        raise
+    except BaseException:  # noqa: BLE001 - what a script raises is told and ends it, as python does
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

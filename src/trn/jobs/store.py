@@ -145,11 +145,11 @@ class Store:
         return self._select("WHERE run_id = ? ORDER BY submitted_at, job_id", (run_id,))
 
     def run_ids(self) -> frozenset[str]:
-        """The ids of all runs that a job was ever meant for."""
+        """The ids of all runs that a job was ever begun for; one that was refused has not begun."""
         with self._reading() as connection:
             if connection is None:
                 return frozenset()
-            return frozenset(row[0] for row in connection.execute("SELECT DISTINCT run_id FROM jobs"))
+            return frozenset(row[0] for row in connection.execute("SELECT DISTINCT run_id FROM jobs WHERE state != 'rejected'"))
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trn.errors import DataError, PlanRefused
-from trn.trainer import Context, Step, TorchState, TorchTrainer
+from trn.trainer import Context, Export, Step, TorchState, TorchTrainer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -163,6 +163,11 @@ class LanguageModel(TorchTrainer):
         targets_BT = tokens_BT[:, 1:]
         loss = nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
         return Step(loss, count=targets_BT.numel())
+
+    def export(self, batch: Mapping[str, Tensor], state: TorchState, ctx: Context) -> Export:
+        """Token ids to logits: any number of rows, any length."""
+        tokens_BT = batch["tokens"][:, :-1]
+        return Export(state.model, {"tokens": tokens_BT}, ("logits",), {"tokens": {0: "batch", 1: "time"}})
 
     def sample(self, state: TorchState, ctx: Context) -> Mapping[str, str]:
         """sample.txt: the prompt and `sample_tokens` tokens after it; token ids where there is no tokenizer.
