@@ -17,6 +17,7 @@ SIZES = Sizes(
     weights_bytes=44,
     gradients_bytes=32,
     optimizer_bytes=72,
+    average_bytes=0,
     saved_bytes=112,
     saved_tensors=5,
     file_bytes=5 * 4096,
@@ -136,6 +137,7 @@ def test_the_document_has_every_number() -> None:
             "weights_bytes": 44,
             "gradients_bytes": 32,
             "optimizer_bytes": 72,
+            "average_bytes": 0,
             "staging_bytes": 112,
             "total_bytes": 260,
         },
@@ -175,7 +177,7 @@ def test_what_is_not_known_is_null_with_its_reason_and_nothing_follows_from_it()
 
 def test_people_are_told_the_same() -> None:
     plan = planned(steps=1000, checkpoint={"every_steps": 100})
-    large = Sizes(3_000_000, 2_000_000, 12_000_000, 8_000_000, 16_000_000, 28_000_000, 100, 28_400_000)
+    large = Sizes(3_000_000, 2_000_000, 12_000_000, 8_000_000, 16_000_000, 0, 28_000_000, 100, 28_400_000)
     assert list(forecast(plan, large, tokens_per_row=None, notes=["a word"]).lines())[1:] == [
         "  model   3,000,000 parameters, 1,000,000 of them frozen",
         "  memory  64.0 MB and the activations: weights 12.0 MB, gradients 8.0 MB, optimizer 16.0 MB, a copy to save"
@@ -205,7 +207,7 @@ def test_fewer_than_20_tokens_a_parameter_are_few(tokens: int, is_few: bool) -> 
 
 
 def test_the_warning_says_both_numbers_and_their_ratio() -> None:
-    (warning,) = forecast(planned(), Sizes(10**6, 10**6, 0, 0, 0, 0, 0, 0)).warnings()
+    (warning,) = forecast(planned(), Sizes(10**6, 10**6, 0, 0, 0, 0, 0, 0, 0)).warnings()
     assert warning == (
         "20,480 tokens for 1,000,000 parameters are 0.0205 a parameter; below 20, more text or a smaller model gives a"
         " lower loss for the same work."

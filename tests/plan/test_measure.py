@@ -16,6 +16,7 @@ from trn.plan.measure import make_forecast, sizes_of, tokens_per_row
 from trn.recipes.lm import LanguageModel
 from trn.spec.plan_model import OptimizerPlan, Plan
 from trn.trainer import Step, TorchTrainer
+from trn.trainer.averaging import Average
 from trn.trainer.optimizers import OPTIMIZERS, build_optimizer, optimizer_arguments
 
 GIVEN = {"lr": 0.01, "weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "momentum": 0.9, "nesterov": False}
@@ -86,6 +87,14 @@ def test_the_sizes_of_a_model_by_hand() -> None:
     assert sizes.saved_bytes == 68 * 4 + buffers + sizes.optimizer_bytes
     assert sizes.saved_tensors == (1 + 2 + 2 + 3) + 3 * 3
     assert sizes.file_bytes == 4096 * sizes.saved_tensors, "each is smaller than a page"
+
+
+def test_an_average_is_another_model_in_memory_and_in_the_file() -> None:
+    plain, averaged = sizes_of(Tied(), adam()), sizes_of(Tied(), adam(), has_average=True)
+    assert averaged.average_bytes == sum(one.nbytes for one in Average(Tied(), 0.9).state_dict().values()) > 0
+    assert averaged.saved_bytes == plain.saved_bytes + averaged.average_bytes
+    assert averaged.memory_bytes == plain.memory_bytes + 2 * averaged.average_bytes
+    assert sizes_of(Tied().bfloat16(), adam(), has_average=True).average_bytes == averaged.average_bytes
 
 
 def test_a_model_without_memory_has_the_same_sizes() -> None:

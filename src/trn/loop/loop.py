@@ -251,6 +251,7 @@ def make_step(parts: Parts, batch: Any, streams: Any) -> StepResult:
     same random numbers. Raises TrainerError for whatever its code raises, or returns that is no result.
     """
     trainer, state, ctx = parts.trainer, parts.state, parts.ctx
+    scale: float | None = None
     while True:
         try:
             result: Any = call_hook(
@@ -258,8 +259,10 @@ def make_step(parts: Parts, batch: Any, streams: Any) -> StepResult:
             )
             break
         except ScaleOverflow as overflow:
-            ctx.report("loss_scale", scale=overflow.scale)
+            scale = overflow.scale
             rng.put_back(streams)
+    if scale is not None:
+        ctx.report("loss_scale", scale=scale)
     where = f"step {ctx.step}"
     metrics, control = getattr(result, "metrics", None), getattr(result, "control", None)
     if metrics is not None and not isinstance(metrics, Mapping):

@@ -37,6 +37,8 @@ class Sizes:
     """Of parameters and buffers."""
     gradients_bytes: int
     optimizer_bytes: int
+    average_bytes: int
+    """Of the moving average, 0 without one."""
     saved_bytes: int
     """Of all tensors in a checkpoint, and so of the copy in memory that it is written from."""
     saved_tensors: int
@@ -45,7 +47,7 @@ class Sizes:
 
     @property
     def memory_bytes(self) -> int:
-        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.saved_bytes
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.average_bytes + self.saved_bytes
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -144,7 +146,8 @@ class Forecast:
             yield (
                 f"  memory  {_size(sizes.memory_bytes)} and the activations: weights {_size(sizes.weights_bytes)},"
                 f" gradients {_size(sizes.gradients_bytes)}, optimizer {_size(sizes.optimizer_bytes)},"
-                f" a copy to save {_size(sizes.saved_bytes)}"
+                + (f" average {_size(sizes.average_bytes)}," if sizes.average_bytes else "")
+                + f" a copy to save {_size(sizes.saved_bytes)}"
             )
         yield f"  disk    {self._disk_line()}"
         yield f"  steps   {budget.max_steps:,} of {self.plan.dataset.batch_size:,} rows"
@@ -250,6 +253,7 @@ def _memory(sizes: Sizes) -> Json:
         "weights_bytes": sizes.weights_bytes,
         "gradients_bytes": sizes.gradients_bytes,
         "optimizer_bytes": sizes.optimizer_bytes,
+        "average_bytes": sizes.average_bytes,
         "staging_bytes": sizes.saved_bytes,
         "total_bytes": sizes.memory_bytes,
     }

@@ -44,7 +44,7 @@ def make_forecast(plan: Plan, trainer: Trainer) -> Forecast:
         try:
             model, notes = _build(trainer, _context(plan, trainer))
             assert plan.optimizer is not None, "the plan of a TorchTrainer has an optimizer"
-            sizes = sizes_of(model, plan.optimizer)
+            sizes = sizes_of(model, plan.optimizer, has_average=plan.ema is not None)
         except Exception as error:  # noqa: BLE001 - a stranger's code: whatever it raises, the plan is still good
             unknown["parameters"] = f"making and measuring its model raised {_told(error)}"
     per_row = tokens_per_row(plan, trainer)
@@ -99,19 +99,21 @@ def _build(trainer: TorchTrainer, ctx: Context) -> tuple[nn.Module, list[str]]:
     return trainer.build(ctx), notes
 
 
-def sizes_of(model: nn.Module, optimizer: OptimizerPlan) -> Sizes:
+def sizes_of(model: nn.Module, optimizer: OptimizerPlan, *, has_average: bool = False) -> Sizes:
     """The sizes of a model on any device, with the state that the optimizer has after its first step."""
     parameters = list(model.parameters())
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     saved = {id(one): one for one in model.state_dict(keep_vars=True).values() if isinstance(one, Tensor)}
     state = _optimizer_state(optimizer, trainable)
-    in_file = [*map(_size, saved.values()), *state]
+    average = [_averaged_size(one) for one in saved.values()] if has_average else []
+    in_file = [*map(_size, saved.values()), *state, *average]
     return Sizes(
         parameters=sum(parameter.numel() for parameter in parameters),
         trainable=sum(parameter.numel() for parameter in trainable),
         weights_bytes=_bytes([*parameters, *model.buffers()]),
         gradients_bytes=_bytes(trainable),
         optimizer_bytes=sum(state),
+        average_bytes=sum(average),
         saved_bytes=sum(in_file),
         saved_tensors=len(in_file),
         file_bytes=sum(-(-(size + _HEAD_BYTES) // PAGE_BYTES) * PAGE_BYTES for size in in_file),
@@ -146,6 +148,12 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def _size(tensor: Tensor) -> int:
     return math.prod(tensor.shape) * tensor.element_size()
+
+
+def _averaged_size(tensor: Tensor) -> int:
+    """Of its moving average, which is in float32 at the least."""
+    wide = torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype
+    return math.prod(tensor.shape) * wide.itemsize
 
 
 def _told(error: Exception) -> str:
