@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,17 @@ def test_the_last_lines_are_whole_and_cost_the_same_however_long_the_file_is(tmp
         stream.write(b"\nfour\nfive\n")
     assert files.last_lines(path, 2) == [b"four\n", b"five\n"]
     assert files.last_lines(path, 9) == [b"four\n", b"five\n"]
+
+
+def test_a_log_is_not_written_by_a_child_that_was_forked_with_it_open(tmp_path: Path) -> None:
+    log = files.AppendLog(tmp_path / "log")
+    if not (child := os.fork()):
+        try:
+            log.append(b"child\n")
+        except RuntimeError:
+            files.AppendLog(tmp_path / "own").append(b"child\n")
+        os._exit(0)
+    os.waitpid(child, 0)
+    log.append(b"parent\n")
+    assert (tmp_path / "log").read_bytes() == b"parent\n"
+    assert (tmp_path / "own").read_bytes() == b"child\n"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from trn.errors import UsageError
 
-__all__ = ["fault_count", "set_fault", "trip"]
+__all__ = ["fault_count", "is_armed", "set_fault", "trip"]
 
 
 @dataclass
@@ -60,6 +60,11 @@ def set_fault(text: str | None) -> None:
 def fault_count() -> int:
     """How many operations the armed failpoint has counted; 0 when none is armed."""
     return _fault.seen if _fault else 0
+
+
+def is_armed() -> bool:
+    """Whether a failpoint waits in this process."""
+    return _fault is not None
 
 
 def trip(op: str, path: str) -> str | None:

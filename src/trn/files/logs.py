@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trn.errors import StorageError
 from trn.files.digests import new_sha256, sha256_prefix
-from trn.files.faults import trip
+from trn.files.faults import is_armed, trip
 from trn.files.system import CHUNK_BYTES, fsync, open_file, storage_errors, write_all
 
 __all__ = ["AppendLog", "append_line", "last_line", "last_lines"]
@@ -25,7 +25,7 @@ class AppendLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._pid = os.getpid()
+        self._generation = _generation
         with storage_errors("open", path):
             self._fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             self._hash = new_sha256()
@@ -56,10 +56,12 @@ class AppendLog:
 
     def append(self, line: bytes) -> None:
         """Add `line`, which ends with its only newline. Raises StorageError; RuntimeError in a forked child."""
-        if os.getpid() != self._pid:
+        if _generation != self._generation:
             raise RuntimeError(f"a forked child must not write to {self.path.name}")
         try:
-            write_all(self._fd, line, self.path)
+            # one call where nothing is in the way: a line is written at every step
+            if is_armed() or os.write(self._fd, line) != len(line):
+                self._write_rest(line)
         except OSError as error:
             self._undo_partial_append()
             with storage_errors("append", self.path):
@@ -67,6 +69,11 @@ class AppendLog:
         self._hash.update(line)
         self.offset += len(line)
         self._dirty = True
+
+    def _write_rest(self, line: bytes) -> None:
+        """What of the line is not in the file yet: all of it, or, after a short write, what was left."""
+        written = os.fstat(self._fd).st_size - self.offset
+        write_all(self._fd, line[written:], self.path)
 
     def _undo_partial_append(self) -> None:
         with contextlib.suppress(OSError):
@@ -100,6 +107,18 @@ class AppendLog:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+_generation = 0
+"""How many forks lie between this process and the one that imported this: asking for a pid is a call of the system."""
+
+
+def _begin_in_child() -> None:
+    global _generation
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def append_line(path: Path, line: bytes) -> None:
