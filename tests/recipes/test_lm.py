@@ -17,6 +17,7 @@ from support.plans import plan_of
 from trn.errors import DataError, SpecError
 from trn.feed.tensors import to_tensors
 from trn.plan.params import make_params
+from trn.recipes import lm
 from trn.recipes.lm import LanguageModel, LanguageModelParams
 from trn.spec.plan_model import OptimizerPlan, SchedulePlan
 from trn.trainer import Context, TorchState, load_trainer
@@ -139,6 +140,37 @@ def test_the_loss_is_that_of_the_next_token(tmp_path: Path) -> None:
     logits_TV = state.model(input_ids=tokens_BT[:, :-1]).logits[0]
     chances_T = torch.log_softmax(logits_TV, dim=-1)[torch.arange(16), tokens_BT[0, 1:]]
     torch.testing.assert_close(trainer.loss(state.model, {"tokens": tokens_BT}).loss, -chances_T.mean())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loss_in_pieces_is_the_plain_one_with_the_same_gradients(
+    tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, state, ctx = started(tmp_path, tied=tied, vocab=600, dropout=0.1)
+    batch = trainer.transform(raw_batch(rows=50, vocab=600), ctx)
+
+    def found() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        torch.manual_seed(3)
+        loss = trainer.loss(state.model, batch).loss
+        return loss.detach(), list(torch.autograd.grad(loss, state.parameters))
+
+    assert lm._is_better_in_pieces(state.model, batch["tokens"])
+    loss, gradients = found()
+    monkeypatch.setattr(lm, "_is_better_in_pieces", lambda *_: False)
+    plain, of_plain = found()
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
+    for one, other in zip(gradients, of_plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_a_narrow_precision_and_a_small_batch_take_the_plain_loss(tmp_path: Path) -> None:
+    trainer, state, ctx = started(tmp_path)
+    tokens_BT = trainer.transform(raw_batch(rows=8), ctx)["tokens"]
+    assert lm._is_better_in_pieces(state.model, tokens_BT)
+    assert not lm._is_better_in_pieces(state.model, tokens_BT[:1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not lm._is_better_in_pieces(state.model, tokens_BT)
+    assert not lm._is_better_in_pieces(torch.compile(state.model, backend="eager"), tokens_BT)
 
 
 @pytest.mark.parametrize(

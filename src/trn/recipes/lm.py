@@ -158,10 +158,12 @@ class LanguageModel(TorchTrainer):
         return {"tokens": _checked(tensors.get("tokens"), list(tensors), ctx.params)}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Step:
-        tokens_BT = batch["tokens"]
-        logits_BTV = model(input_ids=tokens_BT[:, :-1]).logits
-        targets_BT = tokens_BT[:, 1:]
-        loss = nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+        inputs_BT, targets_BT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+        if _is_better_in_pieces(model, targets_BT):
+            loss = _loss_in_pieces(model, inputs_BT, targets_BT)
+        else:
+            logits_BTV = model(input_ids=inputs_BT).logits
+            loss = nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
         return Step(loss, count=targets_BT.numel())
 
     def export(self, batch: Mapping[str, Tensor], state: TorchState, ctx: Context) -> Export:
@@ -191,6 +193,32 @@ class LanguageModel(TorchTrainer):
         if self._tokenizer is None:
             return {"sample.txt": " ".join(map(str, ids)) + "\n"}
         return {"sample.txt": self._tokenizer.decode(ids, skip_special_tokens=False) + "\n"}
+
+
+def _is_better_in_pieces(model: Any, targets_BT: Tensor) -> bool:
+    """Whether the loss is made without ever holding all logits: in float32, of a model that is not compiled.
+
+    With 4,096 words and a width of 128 that takes half the time of the plain way, forward and backward, and a fraction
+    of its memory: the logits of a few rows stay in the cache. A torch without it (before 2.13) computes all of them.
+    """
+    width, vocab = model.config.hidden_size, model.config.vocab_size
+    return (
+        hasattr(nn, "LinearCrossEntropyOptions")
+        and not hasattr(model, "_orig_mod")  # calling a part of a compiled model would leave the rest as it was
+        and not torch.is_autocast_enabled(targets_BT.device.type)
+        and model.lm_head.weight.dtype == torch.float32
+        and width <= targets_BT.numel()
+        and width < vocab
+    )
+
+
+def _loss_in_pieces(model: Any, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of the model's logits, as torch makes it in pieces of the rows."""
+    hidden_BTD = model.model(input_ids=inputs_BT).last_hidden_state
+    loss: Tensor = nn.functional.linear_cross_entropy(
+        hidden_BTD.flatten(0, 1), model.lm_head.weight, targets_BT.flatten(), options=nn.LinearCrossEntropyOptions()
+    )
+    return loss
 
 
 def _open_tokenizer(path: Path, params: LanguageModelParams) -> Any:
