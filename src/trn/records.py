@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ __all__ = [
     "canonical_json",
     "deterministic_part",
     "ending_of",
+    "flat_line",
     "from_json",
     "json_line",
     "new_job_id",
@@ -167,6 +168,29 @@ _line_encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators
 def json_line(value: Mapping[str, Any]) -> bytes:
     """One strict JSON object and a newline. Raises ValueError for NaN or Infinity: they are never written."""
     return _line_encoder.encode(value).encode() + b"\n"
+
+
+def flat_line(value: dict[str, Any]) -> bytes:
+    """The same bytes for numbers by name, at half the cost: a metrics line is written at every step."""
+    return "".join(_flat_encoder(value, 0)).encode() + b"\n"
+
+
+def _make_flat_encoder() -> Callable[[dict[str, Any], int], Iterable[str]]:
+    """What `JSONEncoder.encode` makes anew at each call: 16 us a line between steps, 9 where it is kept.
+
+    It does not look for values that hold themselves: not for the events, whose fields may be a trainer's.
+    """
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # an interpreter without it
+        return lambda value, level: _line_encoder.iterencode(value)
+    text: Any = getattr(json.encoder, "encode_basestring")  # noqa: B009 - not in the type stubs
+    encoder: Callable[[dict[str, Any], int], Iterable[str]] = make(
+        None, _line_encoder.default, text, None, ":", ",", False, False, False
+    )
+    return encoder
+
+
+_flat_encoder = _make_flat_encoder()
 
 
 def canonical_json(value: Any) -> bytes:
@@ -307,8 +331,8 @@ class Outcome:
     is `{"file", "sha256", "step"}` of the last committed one; each null where there is none. `artifacts` maps paths in
     the run's folder to sha256.
 
-    `exact` is said of a loop of the user's own alone (trn.open_run): whether a kill and a resume give the same bits, and
-    in `inexact_because` why not. An outcome of the runner's has neither key.
+    `exact` is said of a loop of the user's own alone (trn.open_run): whether a kill and a resume give the same bits,
+    and in `inexact_because` why not. An outcome of the runner's has neither key.
     """
 
     status: str

@@ -93,6 +93,7 @@ def test_a_damaged_step_gets_no_checkpoint_and_its_loss_no_line(server: ForkServ
         "val_loss is 4.5 after epoch 1, above 4, twice the 2 of the validation before; try a tenth of the learning rate"
     )
     assert outcome(run_dir)["reason"] == said
+    assert f"divergence: {said}\n" in (tmp_path / "log").read_text()
     # to go on is to diverge again, at the same step
     assert server.run(command(spec, tmp_path, "run"), tmp_path / "log") == 81
     assert (outcome(run_dir)["reason"], outcome(run_dir)["step"]) == (said, 10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from trn.gates.saved import read_saved
@@ -28,9 +28,12 @@ EPOCH_KEYS = (
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EpochTally:
-    """The epoch under way: its accepted steps so far. Goes into every checkpoint, begins anew with each epoch."""
+    """The epoch under way: its accepted steps so far. Goes into every checkpoint, begins anew with each epoch.
+
+    Never changed once it is made. It is not frozen because each step makes one, and a frozen one takes twice as long.
+    """
 
     losses: int = 0
     """Steps that reported a loss."""
@@ -41,7 +44,7 @@ class EpochTally:
     wall_s: float = 0.0
     """Time spent in steps that are kept, and in what `with_wall` adds: what a kill undid is not in it."""
 
-    def with_step(self, train_loss: float | None, grad_norm: float | None, wall_s: float) -> Self:
+    def with_step(self, train_loss: float | None, grad_norm: float | None, wall_s: float) -> EpochTally:
         """The tally with one more accepted step. The numbers are finite; None where the trainer reports none."""
         losses, mean_loss, grad_norm_max = self.losses, self.mean_loss, self.grad_norm_max
         if train_loss is not None:
@@ -51,11 +54,13 @@ class EpochTally:
             mean_loss = before + (train_loss / losses - before / losses)
         if grad_norm is not None and (grad_norm_max is None or grad_norm > grad_norm_max):
             grad_norm_max = float(grad_norm)
-        return type(self)(losses, mean_loss, grad_norm_max, self.wall_s + _believable(wall_s))
+        if not 0.0 <= wall_s < math.inf:  # a reading that the telemetry gate refuses, NaN too: it adds nothing
+            wall_s = 0.0
+        return EpochTally(losses, mean_loss, grad_norm_max, self.wall_s + wall_s)
 
-    def with_wall(self, wall_s: float) -> Self:
+    def with_wall(self, wall_s: float) -> EpochTally:
         """The tally with time that belongs to the epoch and to none of its steps: its validation."""
-        return type(self)(self.losses, self.mean_loss, self.grad_norm_max, self.wall_s + _believable(wall_s))
+        return replace(self, wall_s=self.wall_s + (wall_s if 0.0 <= wall_s < math.inf else 0.0))
 
     def to_json(self) -> Json:
         return asdict(self)
@@ -67,11 +72,6 @@ class EpochTally:
         if (tally.mean_loss is None) != (tally.losses == 0) or tally.wall_s < 0:
             raise JsonError("EpochTally: losses do not go with mean_loss, or wall_s is negative")
         return tally
-
-
-def _believable(wall_s: float) -> float:
-    """A reading that the telemetry gate refuses adds nothing; NaN fails the comparison."""
-    return wall_s if 0.0 <= wall_s < math.inf else 0.0
 
 
 def perplexity(loss: float | None) -> float | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trn.files import AppendLog, write_atomic
-from trn.records import Position, json_line
+from trn.records import Position, flat_line
 
 __all__ = ["MetricsLog"]
 
@@ -25,9 +24,9 @@ class MetricsLog:
         """Where the file ends now; what a checkpoint records."""
         return Position(self._log.offset, self._log.sha256, self._lines)
 
-    def append(self, line: Mapping[str, Any]) -> None:
-        """One write of one whole line. Raises StorageError; ValueError for NaN or Infinity."""
-        self._log.append(json_line(line))
+    def append(self, line: dict[str, Any]) -> None:
+        """One write of one whole line of numbers by name. Raises StorageError; ValueError for NaN or Infinity."""
+        self._log.append(flat_line(line))
         self._lines += 1
 
     def cut_to(self, position: Position, side_file: Path) -> int:

@@ -81,14 +81,14 @@ def step_line(
     return {
         "step": step,
         "epoch": epoch,
-        "train_loss": metrics.get("train_loss"),
-        "grad_norm": metrics.get("grad_norm"),
-        "lr": metrics.get("lr"),
+        "train_loss": None,
+        "grad_norm": None,
+        "lr": None,
         "tokens_per_sec": None if tokens is None else tokens / wall_s,
         "samples_per_sec": rows / wall_s,
         "gpu_util_pct": None,
         "wall_ms": wall_s * 1000.0,
         "data_wait_ms": waited_s * 1000.0,
         "tokens_seen": tokens_seen,
-        **{name: value for name, value in metrics.items() if name not in _TRAINERS_OWN},
+        **metrics,  # the first three go where they stand above
     }

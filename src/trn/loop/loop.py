@@ -156,7 +156,7 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         progress.gates = gates
         tally = EpochTally() if every(plan.budget.steps_per_epoch, step - 1) else progress.tally
         progress.tally = tally.with_step(last_line["train_loss"], last_line["grad_norm"], wall_s)
-        progress.step, progress.cursor, progress.tokens_seen = step, raw.next_cursor.to_json(), tokens_seen
+        progress.step, progress.cursor, progress.tokens_seen = step, raw.next_cursor, tokens_seen
         parts.watchdog.step_ended()
         pulse.ended_s, pulse.waited_s = time.monotonic(), waited_s
         pulse.waited_total_s += waited_s
@@ -259,6 +259,11 @@ def make_step(parts: Parts, batch: Any, streams: Any) -> StepResult:
             )
             break
         except ScaleOverflow as overflow:
+            if streams is None or not (scale is None or overflow.scale < scale):
+                why = "precision is not fp16" if streams is None else f"it is {overflow.scale!r} after {scale!r}"
+                raise TrainerError(
+                    f"ScaleOverflow asks for the step again with a smaller scale, and {why}.", where=f"step {ctx.step}"
+                ) from overflow
             scale = overflow.scale
             rng.put_back(streams)
     if scale is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
+from trn.feed import Cursor
 from trn.gates import EpochTally, GateState
 from trn.records import Json, JsonError
 
@@ -15,13 +16,13 @@ __all__ = ["Progress"]
 class Progress:
     """Moved forward by the loop alone. What is not listed here is not saved.
 
-    `cursor` is the feed's position as a value: the next batch, never one that was only prefetched. `settled` is the
+    `cursor` is the feed's position: the next batch, never one that was only prefetched. `settled` is the
     last step whose evaluation and sample were done, so that a stop in the middle of them is made good on resume.
     `best` is `{"step", "metric", "value"}`.
     """
 
     step: int = 0
-    cursor: Json | None = None
+    cursor: Cursor | None = None
     tokens_seen: int | None = None
     settled: int = 0
     best: Json | None = None
@@ -33,7 +34,7 @@ class Progress:
     """The steps of the epoch under way; at the end of an epoch, of the one that is over."""
 
     def to_json(self) -> Json:
-        return asdict(self)
+        return {**asdict(self), "cursor": None if self.cursor is None else self.cursor.to_json()}
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
@@ -47,7 +48,8 @@ class Progress:
         ):
             raise JsonError("progress: a field is of the wrong type")
         parts = {"gates": GateState.from_json(value["gates"]), "tally": EpochTally.from_json(value["tally"])}
-        return cls(**(value | parts))
+        cursor = None if value["cursor"] is None else Cursor.from_json(value["cursor"])
+        return cls(**(value | parts | {"cursor": cursor}))
 
     @property
     def best_step(self) -> int | None:

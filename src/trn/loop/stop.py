@@ -27,6 +27,8 @@ class StopRequest:
         """Asked a second time: do not even save."""
         self.breakable = False
         """Whether an exception may be raised right now: inside a trainer's hooks, never while anything is written."""
+        self.gives_way = False
+        """Whether the first signal may already raise one, see `giving_way`."""
         self._door_pid = door_pid
         self._deadline_s = time.monotonic() + max_runtime_s if max_runtime_s else None
 
@@ -58,6 +60,29 @@ class StopRequest:
             yield
         finally:
             self.breakable = False
+
+    @contextlib.contextmanager
+    def giving_way(self, what: str) -> Iterator[None]:
+        """Inside, the first signal raises Stopped: for work that takes long, and that a resume does again as a whole.
+
+        Raised again at the end where the code inside has swallowed it, or made another error of it.
+        """
+        self.gives_way = True
+        if self.outcome is not None:
+            self.gives_way = False
+            raise Stopped(self.outcome, f"{self.reason}, before {what}")
+        try:
+            yield
+        finally:
+            is_broken_off, self.gives_way = not self.gives_way, False
+            if is_broken_off:
+                raise Stopped(self.outcome or "preempted", f"{self.reason}, during {what}")
+
+    def give_way(self) -> None:
+        """For a signal handler, once it has asked: raise Stopped where the work is of that kind."""
+        if self.gives_way:
+            self.gives_way = False
+            raise Stopped(self.outcome or "preempted", self.reason)
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake within 50 ms of a request."""

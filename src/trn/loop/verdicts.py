@@ -91,7 +91,7 @@ def leave_out(parts: Parts, progress: Progress, raw: RawBatch, error: NumericalI
             error.message = f"{error.message} {verdict.reason}."
         raise error
     rng.put_back(streams)
-    progress.gates, progress.cursor = state, raw.next_cursor.to_json()
+    progress.gates, progress.cursor = state, raw.next_cursor
     parts.events.emit(
         "step_skipped",
         step=error.step,

@@ -29,7 +29,7 @@ def open_feed(plan: Plan, progress: Progress, company: Company, stop: StopReques
     """
     part, world = plan.dataset, company.world
     dataset = Dataset.from_json(part.data)
-    cursor = Cursor() if progress.cursor is None else Cursor.from_json(progress.cursor)
+    cursor = Cursor() if progress.cursor is None else progress.cursor
     return Feed(
         dataset,
         plan_order(plan),
