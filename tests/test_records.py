@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trn.errors import STATUS, NumericalInstability, Problem, SpecError, StorageError, TrnError
@@ -15,6 +16,7 @@ from trn.records import (
     canonical_json,
     deterministic_part,
     ending_of,
+    flat_line,
     from_json,
     json_line,
     new_job_id,
@@ -68,6 +70,18 @@ def test_a_number_that_is_not_finite_is_never_written(value: float) -> None:
         json_line({"loss": value})
     with pytest.raises(ValueError, match="JSON"):
         canonical_json({"loss": value})
+
+
+@pytest.mark.parametrize("value", [0.1, -0.0, 5e-324, 1e22, 10**17, np.float64(1 / 3), True, None, 'a "\u00e9\n"'])
+def test_a_flat_line_has_the_bytes_of_any_line(value: object) -> None:
+    line = {"step": 1, "loss": value, 'na"m\u00e9': value}
+    assert flat_line(line) == json_line(line)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_flat_line_refuses_what_any_line_refuses(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        flat_line({"step": 1, "loss": value})
 
 
 def test_floats_survive_the_journal_bit_for_bit() -> None:

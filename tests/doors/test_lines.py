@@ -102,11 +102,14 @@ def test_a_resume_and_an_evaluation_move_the_standing() -> None:
     assert "val_loss 2.5" in standing_line(standing)
 
 
-@pytest.mark.parametrize("junk", [None, "x", [], {}, True, 1e308, -1])
+FIELDS = ("step", "max_steps", "from_step", "metrics", "paths", "file", "size_bytes", "scale", "lr_factor", "max_abs")
+
+
+@pytest.mark.parametrize("junk", [None, "x", [], {}, True, 1e308, -1, 10**400])
 def test_junk_in_a_journal_is_shown_not_raised(junk: Any) -> None:
     standing = after_metrics(Standing(), dict.fromkeys(LINE, junk))
     for kind in EVENT_KINDS:
-        fields: dict[str, Any] = dict.fromkeys(("step", "max_steps", "from_step", "metrics", "paths", "file"), junk)
+        fields: dict[str, Any] = dict.fromkeys(FIELDS, junk)
         event = {"event": kind, **fields}
         standing = after_event(standing, event)
         assert event_line(event)

@@ -103,7 +103,7 @@ def test_metrics_are_printed_a_line_each_and_a_record_is_kept(run_dir: Path, cap
     assert float(printed["val_loss"]) == best["value"]
     assert list(printed) == ["val_loss", "val_rows", "val_mae"]
     assert "the same numbers as the run's own at this step, to the bit" in said.err
-    (path,) = (run_dir / "reports/evaluations").iterdir()
+    (path,) = (run_dir / "reports/evaluations").glob("*.json")
     record = read_json(path)
     assert f"recorded in reports/evaluations/{path.name}" in said.err
     assert {name: digest for name, digest in contents(run_dir).items() if "evaluations/" not in name} == before
@@ -136,8 +136,38 @@ def test_what_is_wrong_with_a_record_is_found_by_verify(run_dir: Path, capsys: C
     assert [one for one in problems(run_dir) if "strict JSON" in one]
     path.write_bytes(pretty_json(record))
     assert problems(run_dir) == []
+    odd = path.with_name("odd.json")
+    odd.mkdir()
+    assert [one for one in problems(run_dir) if "odd.json: it is no file" in one]
+    odd.rmdir()
+    with open(odd, "wb") as stream:
+        stream.truncate(1 << 40)  # takes no room, and nobody may read it
+    assert [one for one in problems(run_dir) if "odd.json: it is no file of at most" in one]
+    odd.unlink()
     path.rename(path.with_name("mine.json"))
     assert [one for one in problems(run_dir) if "another run, plan or checkpoint" in one]
+
+
+def test_what_a_killed_evaluation_left_goes_with_the_next_one_that_writes(run_dir: Path, capsys: Capture) -> None:
+    folder = run_dir / "reports/evaluations"
+    folder.mkdir()
+    left = folder / ".20261122T092333.169646Z-step-00000060.json.tmp-1-0"
+    left.write_text('{"schema_ver')
+    assert problems(run_dir) == []
+    name = evaluated(run_dir, capsys)["record"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", Path(name).name]
+    assert problems(run_dir) == []
+
+
+def test_a_reader_that_is_gone_ends_nothing(run_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert main([str(run_dir)]) == 0
+    monkeypatch.undo()
+    assert "Error" not in capsys.readouterr().err
+    assert len(list((run_dir / "reports/evaluations").glob("*.json"))) == 1
 
 
 def test_a_record_that_cannot_be_written_does_not_hide_the_numbers(run_dir: Path, capsys: Capture) -> None:
@@ -234,6 +264,10 @@ from trn import TorchTrainer
 
 
 class Odd(Noisy):
+    def configure(self, ctx):
+        ctx.report("compile_fallback", error="no compiler")
+        return super().configure(ctx)
+
     def evaluate(self, batches, state, ctx):
         how = os.environ.get("ODD", "")
         given = dict(super().evaluate(batches, state, ctx))
@@ -268,7 +302,10 @@ def test_what_a_trainer_returns_is_judged_as_in_the_run(
         assert (found, told in said) == (code, True), said
     assert "Traceback" in said  # the trainer's own mistake is shown where it is
     monkeypatch.setenv("ODD", "")
-    assert evaluated(tmp_path / "run", capsys)["is_equal"] is True
+    assert main([str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "trn: compile_fallback: error no compiler\n" in said
+    assert "to the bit" in said
     spec.write_text(spec.read_text().replace("odd:Odd", "odd:Mute").replace("validation:", "# validation:"))
     assert server.run(command(spec, tmp_path, "mute"), tmp_path / "log") == 0, (tmp_path / "log").read_text()
     code, said = refused(tmp_path / "mute", capsys)
@@ -351,4 +388,4 @@ def test_a_run_that_is_training_can_be_evaluated_and_is_not_disturbed(
         os.kill(pid, signal.SIGKILL)
         raise
     assert problems(tmp_path / "run") == []
-    assert len(list((tmp_path / "run/reports/evaluations").iterdir())) == 3
+    assert len(list((tmp_path / "run/reports/evaluations").glob("*.json"))) == 3

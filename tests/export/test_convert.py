@@ -231,6 +231,7 @@ class Positions(nn.Module):
         (of(lambda self, x: torch.linalg.svdvals(self.linear(x))), "no ONNX form: DispatchError: No ONNX function"),
         (of(lambda self, x: self.linear(x) if x.sum() > 0 else x), "torch.export cannot trace the model"),
         (of(lambda self, x: (self.linear(x), x), ("y", "z")), "an output that is an input"),
+        (of(lambda self, x: (self.linear(x), 1.0), ("y", "z")), "the model gives float among its outputs"),
         (
             of(lambda self, x: (self.linear(x), x + 1)),
             "the model gives 2 tensors ([8, 4], [8, 6]), Export.outputs names 1",
@@ -278,8 +279,8 @@ def test_another_opset_than_asked_for_is_refused(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UsageError, match="opset 17 is not written; expected 18 or more"):
         replace(SETTINGS, opset=17)
-    for atol in (-1.0, float("nan")):
-        with pytest.raises(UsageError, match="expected 0 or more"):
+    for atol in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="expected a number of 0 or more"):
             replace(SETTINGS, atol=atol)
 
 
@@ -336,3 +337,77 @@ def test_a_model_that_does_not_run_in_float64_is_judged_by_its_type(tmp_path: Pa
     tolerance = one.parity.tolerances["y"]
     assert (tolerance.rule, tolerance.own_gap) == ("type", None)
     assert "does not run in float64" in (tolerance.note or "")
+
+
+@pytest.mark.slow
+def test_a_wrong_weight_is_found_beside_a_mask(tmp_path: Path) -> None:
+    def masked(self: Any, x: Tensor) -> Tensor:
+        return self.linear(x).masked_fill(x[:, :4] > 0.5, torch.finfo(x.dtype).min)
+
+    export = of(masked, x=torch.randn(8, 6))
+    one = converted(export, tmp_path, 1)
+    assert one.parity.reason is None
+    proto = onnx.load(tmp_path / "model.onnx")
+    set_weight(proto, "linear.bias", 0, 5.0)
+    parity = compare(session_of(proto), export, one.reference, NOTHING_DIFFERS, None)
+    assert (parity.reason or "").startswith("y: off by")
+
+
+@pytest.mark.slow
+def test_whole_numbers_that_are_rounding_alone_do_not_pass(tmp_path: Path) -> None:
+    one = converted(of(lambda self, x: (self.linear(x) * 1e9).long(), x=torch.randn(8, 6)), tmp_path, 1)
+    assert "too few are left to compare" in (one.parity.reason or "")
+
+
+class Turned(nn.Module):
+    """Pairs of numbers, turned by complex ones that are no parameter and are not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("turns", torch.polar(torch.ones(4, 3), torch.randn(4, 3)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.reshape(-1, 4, 3, 2))
+        return torch.view_as_real(pairs * self.turns).flatten(2)
+
+
+@pytest.mark.slow
+def test_complex_numbers_are_compared_as_two_real_ones(tmp_path: Path) -> None:
+    one = converted(Export(Turned(), {"x": torch.randn(8, 4, 6)}, ("y",), {"x": BATCH}), tmp_path, 1)
+    assert one.parity.reason is None
+    assert one.initialisers.compared == ("turns",)
+    one.model.turns[0, 0] += 1e-6  # type: ignore[index,operator]  # a buffer
+    assert compare_initialisers(tmp_path / "model.onnx", one.program, one.model).different == ("turns",)
+
+
+def test_axes_of_two_names_that_are_one_are_refused() -> None:
+    export = Export(
+        Lambda(lambda self, a, b: a + b),
+        {"a": torch.ones(8, 6), "b": torch.ones(8, 6)},
+        ("y",),
+        {"a": BATCH, "b": {0: "n"}},
+    )
+    with quiet(), pytest.raises(TrainerError, match=r"axis 0 \('n'\): the model takes it in the size of 'batch' only"):
+        trace(export.model, export, example_of(export))
+
+
+class Counting(nn.Module):
+    """Writes into itself whenever it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("ones", torch.ones(1).expand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x) * self.ones + self.calls
+
+
+@pytest.mark.slow
+def test_a_model_that_writes_into_its_buffers_is_as_it_was(tmp_path: Path) -> None:
+    model = Counting()
+    one = converted(Export(model, {"x": torch.randn(8, 6)}, ("y",), {"x": BATCH}), tmp_path, 1, 3)
+    assert one.parity.reason is None
+    assert model.calls == 0

@@ -106,3 +106,19 @@ def test_each_row_of_a_set_is_taken_once() -> None:
     boxes = np.array([[[0.0], [1.0]]], F32)
     twice = np.array([[[0.0], [0.0]]], F32)
     assert np.abs(aligned({"b": boxes}, {"b": twice}, {"b": 1})["b"] - boxes).max() == 1.0
+
+
+@pytest.mark.parametrize("fill", [-1e9, float(np.finfo(F32).min)])
+def test_a_mask_does_not_set_the_scale_of_the_others(fill: float) -> None:
+    ours = np.array([fill, 2.0, fill, -1.0, 0.0, -np.inf], F32)
+    wide = np.array([-1.8e308 if fill < -1e30 else fill, 2.0, fill, -1.0, 0.0, -np.inf])
+    found = tolerance_of([ours], [wide], None)
+    assert (found.scale, found.atol) == (2.0, 32 * np.finfo(F32).eps)
+    assert found.allowed(ours)[1] == found.atol
+    assert 0 < found.allowed(ours)[0] <= 1e-3 * abs(ours[0])
+    assert tolerance_of([ours], [wide], 0.5).allowed(ours).tolist() == [0.5] * 6
+
+
+def test_numbers_of_many_sizes_are_one_class() -> None:
+    for values in ([1e-9, 1e-3, 1.0], [0.0, 1.0, 999.0], [10.0, 1e3, 1e5], [2e6], [0.0, 0.0]):
+        assert tolerance_of([np.array(values, F32)], None, None).far_from is None

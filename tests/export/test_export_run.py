@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from support.reopening import contents
+from trn.errors import TrainerError
 from trn.export.__main__ import main
 from trn.export.publish import staging
 from trn.files import set_fault
@@ -54,7 +55,9 @@ def test_a_copied_run_is_exported_proved_and_verified(
     assert sidecar["checkpoint"]["sha256"] == report["checkpoint"]["sha256"] == meta["sha256"]
     assert sidecar["onnx"]["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 8]}]
     assert sidecar["onnx"]["opset"] == 18
-    assert sidecar["parity"] == {"status": "passed", "reason": None, "max_abs": sidecar["parity"]["max_abs"]}
+    assert sidecar["parity"].items() >= {"status": "passed", "policy": "fail", "reason": None}.items()
+    assert sidecar["environment"]["run_metadata"]["run_name"] == "run"
+    assert "torch" in sidecar["environment"]["runtime_env"]["upstream"]
     assert set(sidecar["versions"]) == {"python", "trn", "torch", "onnx", "onnxscript", "onnxruntime"}
     assert (report["status"], report["passed"], report["available"], report["reason"]) == ("passed", True, True, None)
     assert report["initialisers"]["compared"] == report["initialisers"]["equal"] == 8
@@ -125,6 +128,9 @@ def test_a_full_disk_leaves_the_export_before_as_it_was(
     ("more", "status", "told"),
     [
         (["--opset", "17"], 2, "opset 17 is not written; expected 18 or more"),
+        (["--allow-change", "everything"], 2, "'everything' cannot be allowed; expected code"),
+        (["--atol", "inf"], 2, "a tolerance of inf; expected a number of 0 or more"),
+        (["--opset", "99"], 78, "opset 99 was asked for"),
         (["--format", "hf"], 70, "is no PreTrainedModel of the transformers library"),
         (["--checkpoint", "7"], 78, "7"),
     ],
@@ -159,10 +165,50 @@ def test_weights_that_are_not_the_checkpoints_do_not_pass(trained: Path, run_dir
     assert other != run.meta.step
     meta = CheckpointMeta.read(run_dir / "checkpoints" / meta_name(other))
     plan: Any = run.plan.model_copy(update={"ema": None})
-    (one,) = export_checkpoint(plan, run.trainer, run.state, run.ctx, meta)
+    (one,) = export_checkpoint(plan, run.trainer, run.state, run.ctx, meta)  # which reads the other one
     assert not one.is_published
     assert one.parity is not None
     assert "are not the weights in the checkpoint" in one.parity["reason"]
+    with pytest.raises(TrainerError, match="are not the weights in the checkpoint"):
+        export_checkpoint(plan, run.trainer, run.state, run.ctx, meta, formats=["safetensors"])
+
+
+def test_a_checkpoint_that_is_taken_away_meanwhile_is_exported_all_the_same(trained: Path, run_dir: Path) -> None:
+    """As a run that is training does when it has a better one."""
+    from trn.export import export_checkpoint
+    from trn.reopen import reopen
+
+    run = reopen(run_dir, checkpoint="best")
+    run.where.unlink()
+    run.where.with_suffix(".meta.json").unlink()
+    (one,) = export_checkpoint(run.plan, run.trainer, run.state, run.ctx, run.meta, payload=run.payload)
+    assert one.is_published
+
+
+def test_what_a_hook_prints_is_heard_and_not_in_the_document(
+    trained: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = Path(shutil.copytree(trained / "job", tmp_path / "code"))
+    trainer = code / "noisy.py"
+    trainer.write_text(
+        trainer.read_text().replace("from trn import Export\n", "from trn import Export; print('here')\n")
+    )
+    code_of_it = ("--code", str(code), "--allow-change", "code")
+    assert export(run_dir, *code_of_it, "--json") == 0
+    heard = capsys.readouterr()
+    assert json.loads(heard.out)["ok"]
+    assert "here" in heard.err
+
+
+def test_a_hook_that_raises_is_told_in_one_line(
+    trained: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = Path(shutil.copytree(trained / "job", tmp_path / "code"))
+    trainer = code / "noisy.py"
+    raising = "raise ValueError('no input\\n\\nof that name')\n"
+    trainer.write_text(trainer.read_text().replace("from trn import Export\n", raising))
+    assert export(run_dir, "--code", str(code), "--allow-change", "code") == 70
+    assert capsys.readouterr().err == "trainer error [trainer_raised] at export: ValueError: no input.\n"
 
 
 def test_the_command_is_a_module() -> None:

@@ -37,6 +37,15 @@ def test_a_job_is_read_back_as_it_was_added(tmp_path: Path) -> None:
         assert store.get("job-of-nobody") is None
 
 
+def test_a_job_that_was_refused_does_not_hide_a_run_that_is_known_by_its_folder(tmp_path: Path) -> None:
+    row = row_of(tmp_path, "demo")
+    with open_store(tmp_path) as store:
+        store.add(row)
+        assert store.run_ids() == {"demo"}
+        store.swap(row, "rejected")
+        assert store.run_ids() == frozenset()
+
+
 def test_reading_a_folder_without_a_store_creates_nothing(tmp_path: Path) -> None:
     runs_dir = tmp_path / "runs"
     with open_store(runs_dir) as store:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trn.provenance.code import code_sha256
+from trn.provenance.code import code_files, code_sha256
 from trn.reopen.imports import Foreseen, foresee
 
 PLAIN = "import math\nimport torch\nimport numpy as np\n"
@@ -167,3 +167,27 @@ def test_a_package_that_is_installed_by_an_import_hook_is_found_too(
     found = foresee("zz_hooked.part", sys.path, is_installed=True)
     assert found is not None
     assert found.digests == {loaded(tmp_path, "zz_hooked.part")}
+
+
+def test_files_that_are_links_count_where_their_names_lie(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", {"real_one.py": "import zz_linked_two\n", "real_two.py": ""})
+    write(tmp_path / "job", {"zz_linked_three.py": "import zz_linked_two\n"})
+    for name in ("one", "two"):
+        (tmp_path / f"job/zz_linked_{name}.py").symlink_to(tmp_path / f"elsewhere/real_{name}.py")
+    (tmp_path / "alias").symlink_to(tmp_path / "job")
+    found = [seen(tmp_path / folder, "zz_linked_one") for folder in ("job", "alias")]
+    assert found[0].digests == found[1].digests
+    assert found[0].is_certain
+    sys.path.append(str(tmp_path / "alias"))
+    importlib.import_module("zz_linked_three")
+    sys.path[-1] = str(tmp_path / "job")
+    importlib.import_module("zz_linked_one")
+    names = {path.name for path in code_files("zz_linked_one")}
+    assert names == {"real_one.py", "real_two.py", "zz_linked_three.py"}
+
+
+def test_a_script_that_was_started_from_above_is_no_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"script.py": "", "job/zz_beside.py": ""})
+    loaded(tmp_path / "job", "zz_beside")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", f"{tmp_path}/job/../script.py", raising=False)
+    assert [path.name for path in code_files("zz_beside")] == ["zz_beside.py"]

@@ -79,6 +79,14 @@ def test_best_last_a_step_and_a_file_name_a_checkpoint(run_dir: Path) -> None:
     assert reopen(run_dir, checkpoint=str(run_dir / "checkpoints/step-00000040.pt")).meta.step == 40
 
 
+def test_where_the_best_is_not_kept_best_means_last(run_dir: Path) -> None:
+    best = reopen(run_dir).meta.step
+    assert best != 60, "else this shows nothing"
+    for file in (run_dir / "checkpoints").glob(f"step-{best:08d}.*"):
+        file.unlink()
+    assert reopen(run_dir).meta.step == 60
+
+
 def test_a_device_that_is_not_here_is_an_error_that_names_the_cpu(run_dir: Path) -> None:
     with pytest.raises(DeviceError, match="--device cpu"):
         reopen(run_dir, device="cuda:7")

@@ -76,14 +76,14 @@ def test_a_signal_finishes_the_step_saves_and_resumes_identically(
 
 def test_a_second_sigint_ends_at_once(server: ForkServer, tmp_path: Path) -> None:
     spec, log, run_dir = write_job(tmp_path / "job"), tmp_path / "log", tmp_path / "run"
-    trainer = spec.parent / "noisy.py"
+    trainer, within = spec.parent / "noisy.py", tmp_path / "within"
     trainer.write_text(
         trainer.read_text().replace(
-            "error = model", "import time; time.sleep(0.2 * self.rows % 7)\n        error = model"
+            "error = model", f"import time; open({str(within)!r}, 'w'); time.sleep(60)\n        error = model"
         )
     )
     pid = server.start(command(spec, tmp_path, "run"), log)
-    wait_for(lambda: bool(run_dir.exists() and events(run_dir, "started")))
+    wait_for(within.exists)
     os.kill(pid, signal.SIGINT)
     time.sleep(0.05)
     os.kill(pid, signal.SIGINT)

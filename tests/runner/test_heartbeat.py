@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -127,6 +128,12 @@ def test_status_names_the_rank_that_is_behind(tmp_path: Path) -> None:
     (tmp_path / "train_heartbeat.rank2.jsonl").write_text("torn")
     assert alive_line(last_beats(tmp_path)) == "2026-11-22 10:00:01 UTC, at evaluate, no step ended for 34.25 s, rank 1"
     assert alive_line({}) is None
+
+
+def test_a_heartbeat_of_somebody_else_colours_no_terminal_and_ends_nothing(tmp_path: Path) -> None:
+    odd = {"ts": "\x1b[2Jsoon", "doing": "nothing\n", "since_step_s": 10**400}
+    (tmp_path / "train_heartbeat.rank0.jsonl").write_text(json.dumps(odd) + "\n")
+    assert alive_line(last_beats(tmp_path)) == "soon UTC, at nothing , no step ended for beyond 1e308 s"
 
 
 # who logs

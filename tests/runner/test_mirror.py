@@ -144,6 +144,17 @@ def speak():
     logging.getLogger("lib").info("with a handler")
     print("printed")
 
+class Tee:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        return self.stream.write(text)
+
+    def flush(self):
+        self.stream.flush()
+
+sys.stdout = Tee(sys.stdout)  # as a trainer's module may do it while it is imported
 if len(sys.argv) > 1:
     log = LogPlan(enabled=True, filename="train.log", capture_stdout=True, capture_stderr=True)
     with mirroring(log, Path(sys.argv[1])) as mirror:
@@ -312,6 +323,18 @@ def test_no_line_of_any_thread_is_lost_or_torn_and_a_forked_child_writes_none(tm
             thread.join(30)
     expected = [f"WARNING  mirrored.{name}: line {number}" for name in "abc" for number in range(100)]
     assert sorted(written(tmp_path)) == sorted(expected)
+
+
+def test_a_forked_child_that_leaves_the_block_ends_no_line_of_its_parent(tmp_path: Path) -> None:
+    with streams(), mirror(tmp_path, plan(stdout=True)) as one:
+        print("in", end=" ", flush=True)
+        pid = os.fork()
+        if not pid:
+            one.close()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print("pieces")
+    assert written(tmp_path) == ["stdout   in pieces"]
 
 
 # whole runs

@@ -88,12 +88,21 @@ def test_a_changed_spec_is_refused_key_by_key(
 def test_a_changed_trainer_is_refused(server: ForkServer, stopped: tuple[Path, Path]) -> None:
     spec, run_dir = stopped
     trainer = spec.parent / "noisy.py"
-    trainer.write_text(trainer.read_text() + "\n# changed\n")
+    ran = spec.parent / "ran"
+    trainer.write_text(trainer.read_text() + f"\nopen({str(ran)!r}, 'w')\n")
     before = fingerprint(run_dir)
-    for code, log in (resume(server, spec, run_dir), take_up(server, run_dir)):
+    # without a spec nobody has asked for this code, so it is refused before it runs
+    for again, imports_it in ((take_up, False), (lambda *given: resume(given[0], spec, given[1]), True)):
+        code, log = again(server, run_dir)
         assert code == 78, log
-        assert "trainer.code_sha256" in log
+        assert "trainer.code_sha256: the run has " in log
+        assert "--allow-change code" in log
+        assert ran.exists() == imports_it
     assert fingerprint(run_dir) == before
+    ran.unlink()
+    allowed = ["--job-id", "job-allowed", "--run-dir", str(run_dir), "--allow-change", "code"]
+    assert server.run(allowed, run_dir.parent / "allowed.log") == 93
+    assert ran.exists()
 
 
 SEQUENCE = "max_steps: 40"

@@ -14,6 +14,7 @@ from support.scripted import write_scripted
 from trn.loop.cadences import is_artifact_due, is_checkpoint_due
 from trn.loop.progress import Progress
 from trn.records import Json, read_json
+from trn.reopen import chosen_checkpoint, read_run
 from trn.spec.plan_model import CheckpointPlan
 from trn.verify import verify_run
 
@@ -104,6 +105,8 @@ def test_a_delay_longer_than_the_run_leaves_its_last_checkpoint(server: ForkServ
     found: Json = outcome(tmp_path / "run")
     assert (found["step"], found["checkpoint"]["step"], found["best"]) == (10, 10, None)
     assert saved_steps(tmp_path / "run") == [10]
+    # what is exported and evaluated where nothing else is said: there is no best
+    assert chosen_checkpoint(read_run(tmp_path / "run"), "best").step == 10
     assert epoch_artifacts(tmp_path / "run") == {}
     assert problems(tmp_path / "run") == []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from support.compare import differences
 from support.plans import context_of, plan_of
 from trn.errors import PlanRefused, TrainerError
 from trn.plan.training import plan_compile
+from trn.ranks.group import Group
 from trn.spec import Spec
 from trn.spec.plan_model import CompilePlan, EmaPlan, OptimizerPlan
 from trn.trainer import Context, Step, TorchState, TorchTrainer
@@ -157,6 +158,17 @@ def test_a_failure_is_made_good_as_if_nothing_had_happened(tmp_path: Path, backe
     assert differences("", saved, saved_again) == []
 
 
+def test_the_journal_has_the_compilers_reason_in_one_line(tmp_path: Path) -> None:
+    trainer, state, ctx = started(tmp_path, compile_of("trn_test_raising"))
+    ctx._step = 1
+    trainer.train_step(batch_of(1), state, ctx)
+    ((kind, fields),) = ctx._reported()
+    assert kind == "compile_fallback"
+    assert "RuntimeError: no compiler here" in fields["error"]
+    assert "\n" not in fields["error"]
+    assert len(fields["error"]) <= 300
+
+
 def test_a_run_that_gave_up_does_not_try_again_after_a_resume(tmp_path: Path) -> None:
     first = started(tmp_path / "a", compile_of("trn_test_raising"))
     train(first, range(1, 3))
@@ -166,6 +178,48 @@ def test_a_run_that_gave_up_does_not_try_again_after_a_resume(tmp_path: Path) ->
     train(again, range(3, 5))
     assert CALLS.count("tried") == 1
     assert again[2]._reported() == []
+
+
+class Twins(Group):
+    """Rank 0 of two that have the same rows, of which the other gave up at its n-th exchange."""
+
+    world_size = 2
+
+    def __init__(self, gives_up_at: int) -> None:
+        self.gives_up_at, self.asked = gives_up_at, 0
+
+    def exchange(self, values: Sequence[float]) -> list[list[float]]:
+        self.asked += 1
+        return [list(values), [float(self.asked >= self.gives_up_at)]]
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, "RuntimeError: no compiler there" if value is None else value]
+
+    def sum_(self, tensors: Sequence[Tensor], *, have_met: bool = False) -> None:
+        for tensor in tensors:
+            tensor *= 2
+
+    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """It is the first."""
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_where_one_rank_gives_up_all_do_and_the_journal_has_its_reason(tmp_path: Path, evaluates: bool) -> None:
+    trainer, state, ctx = started(tmp_path, compile_of("trn_test_counting"))
+    twins = Twins(gives_up_at=2)
+    ctx.ranks, ctx.world_size, ctx._step = twins, 2, 1
+    assert state.compiled is not None
+    trainer.train_step(batch_of(1), state, ctx)
+    assert (state.compiled.is_given_up, ctx._reported()) == (False, [])
+    if evaluates:
+        trainer.evaluate([batch_of(2)], state, ctx)  # type: ignore[list-item]  # tensors instead of rows
+    else:
+        trainer.train_step(batch_of(2), state, ctx)
+    assert state.compiled.is_given_up
+    assert ctx._reported() == [("compile_fallback", {"error": "rank 1: RuntimeError: no compiler there"})]
+    assert trainer.state_dict(state)["compile"] == {"is_given_up": True}
+    trainer.train_step(batch_of(3), state, ctx)
+    assert (twins.asked, ctx._reported()) == (2, []), "what is agreed on is not asked for again"
 
 
 def test_a_strict_plan_ends_the_run_instead(tmp_path: Path) -> None:

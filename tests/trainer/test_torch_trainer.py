@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from support.compare import differences
 from support.plans import context_of, plan_of
 from trn.errors import NumericalInstability, PlanRefused, TrainerError
-from trn.spec.plan_model import OptimizerPlan, SchedulePlan
+from trn.spec.plan_model import EmaPlan, GuardPlan, OptimizerPlan, SchedulePlan
 from trn.trainer import Context, Step, TorchState, TorchTrainer
 from trn.trainer.optimizers import OPTIMIZERS, build_optimizer, optimizer_arguments
 
@@ -233,6 +233,40 @@ def test_a_layer_that_build_froze_in_evaluation_stays_so(tmp_path: Path) -> None
     state = trainer.configure(ctx)
     trainer.evaluate([batch_of()], state, ctx)  # type: ignore[list-item]  # these tests hand in tensors
     assert [module.training for module in state.model.modules()] == [True, False, True]
+
+
+def test_a_buffer_made_by_expand_is_put_back_and_loaded_like_any_other(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(3, 1)
+            self.register_buffer("mask_BF", torch.ones(1, 3).expand(8, 3))
+
+        def forward(self, x_BF: Tensor) -> Tensor:
+            result: Tensor = self.map(x_BF * self.mask_BF)
+            return result
+
+    class Expanded(Linear):
+        def build(self, ctx: Context) -> nn.Module:
+            torch.manual_seed(5)
+            return Masked()
+
+    plan = plan_of(
+        tmp_path / "run",
+        guard=GuardPlan(policy="skip", max_skips=3, lr_decay=0.5),
+        ema=EmaPlan(decay=0.9, evaluate=True),
+    )
+    trainer, ctx = Expanded(), context_of(plan)
+    state, fresh = trainer.configure(ctx), trainer.configure(ctx)
+    trainer.train_step(batch_of(), state, at_step(ctx, 1))
+    before = {name: one.clone() for name, one in state.model.state_dict().items()}
+    bad = batch_of()
+    bad["y"][3] = math.nan
+    with pytest.raises(NumericalInstability):
+        trainer.train_step(bad, state, at_step(ctx, 2))
+    assert differences("", before, dict(state.model.state_dict())) == []
+    trainer.load_state_dict(fresh, trainer.state_dict(state), ctx)
+    assert differences("", trainer.state_dict(state), trainer.state_dict(fresh)) == []
 
 
 def test_a_micro_batch_of_weight_zero_weighs_nothing_and_a_whole_one_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from trn.errors import PlanRefused
 from trn.files import sha256_file
 from trn.plan.gating import plan_gates
 from trn.plan.weights import plan_weights
-from trn.runner.contract import plan_differences
+from trn.runner.contract import plan_differences, revise
 from trn.spec import Spec
 from trn.spec.plan_model import EmaPlan, WeightsPlan
 from trn.trainer import Context, NoParams, Step, TorchState, TorchTrainer
@@ -208,6 +208,20 @@ def test_of_tied_tensors_one_name_is_enough(tmp_path: Path) -> None:
     assert load_weights(planned(tmp_path / "a.safetensors"), model).missing == []
 
 
+@pytest.mark.parametrize("allow_partial", [False, True])
+def test_a_tied_tensor_that_has_two_values_in_the_file_is_refused(tmp_path: Path, allow_partial: bool) -> None:
+    model = Net()
+    model.twin = nn.Linear(4, 1)
+    model.twin.weight = model.head.weight
+    weights = {name: one.clone() for name, one in model.state_dict().items()}
+    torch.save(weights, tmp_path / "a.pt")
+    assert len(load_weights(planned(tmp_path / "a.pt"), model).loaded) == len(weights)
+    weights["twin.weight"] += 1
+    torch.save(weights, tmp_path / "a.pt")
+    told = refusal(tmp_path / "a.pt", model, allow_partial=allow_partial)
+    assert "head.weight and twin.weight are one tensor of the model, and two that differ in the file" in told
+
+
 class Harmful:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("harm"),))
@@ -288,6 +302,9 @@ def test_a_run_with_first_weights_is_a_finetune_and_may_find_the_same_file_elsew
     elsewhere = plan.model_copy(update={"weights": plan.weights.model_copy(update={"path": "/b.pt"})})
     assert plan_differences(plan, elsewhere) == []
     assert plan.compute_fingerprint() == elsewhere.compute_fingerprint()
+    goes_on, changes = revise(plan, elsewhere, allowed=())
+    assert (goes_on.revision, changes) == (0, ())
+    assert goes_on.weights == elsewhere.weights, "a run without a checkpoint loads them again, from where they are"
     other = plan.model_copy(update={"weights": plan.weights.model_copy(update={"sha256": "0" * 64})})
     assert [one.key for one in plan_differences(plan, other)] == ["weights.sha256"]
 

@@ -14,10 +14,13 @@ from trn.checkpoint.meta import CheckpointMeta, listed_steps, meta_name
 from trn.errors import ResumeRefused
 from trn.records import JsonError
 
-__all__ = ["named_step", "parse_name"]
+__all__ = ["has_best", "named_step", "parse_name"]
 
 _NAME = re.compile(r"(?:(last|best)|step-([0-9]{1,18}))(?:\.pt|\.meta\.json)?|([0-9]{1,18})")
 _SHOWN = 8
+_LOOKS = 3
+"""A run that is training may have a new best, and drop the one before it, while the folder is listed."""
+_UNREADABLE = (JsonError, OSError, KeyError, TypeError, ValueError, AttributeError)
 
 
 def parse_name(text: str) -> str | int | None:
@@ -66,23 +69,44 @@ def _own_name(folder: Path, text: str) -> str:
     return path.name
 
 
+def has_best(run_dir: Path) -> bool:
+    """Whether the newest checkpoint calls one the best, and it is kept; True where that cannot be read.
+
+    There is none before the first validation that counts, and after a way back behind all that retention has left.
+    """
+    folder = run_dir / "checkpoints"
+    try:
+        for _ in range(_LOOKS):
+            steps = listed_steps(folder)
+            best = _best_of(folder / meta_name(steps[0]))
+            if best in steps:
+                return True
+    except (*_UNREADABLE, IndexError):
+        return True
+    return False
+
+
 def _best_step(folder: Path, steps: list[int]) -> int:
     """The best so far, as the newest checkpoint has it: the files best.* are hints and can lag behind."""
     path = folder / meta_name(steps[0])
     try:
-        best = CheckpointMeta.read(path).progress.get("best")
-        step = None if best is None else int(best["step"])
-    except (JsonError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        step = _best_of(path)
+    except _UNREADABLE as error:
         raise ResumeRefused(
             f"it cannot be read, so nobody knows which checkpoint is the best: {error}.",
             where=str(path),
             hint="Name the checkpoint by its step.",
         ) from error
     if step is None:
-        raise ResumeRefused("none is the best yet: there was no validation.", where=str(folder), hint=_by_step(steps))
+        raise ResumeRefused("none is the best yet: no validation has counted.", where=str(folder), hint=_by_step(steps))
     if step not in steps:
         raise ResumeRefused(f"the best, of step {step}, is not kept.", where=str(folder), hint=_by_step(steps))
     return step
+
+
+def _best_of(meta: Path) -> int | None:
+    best = CheckpointMeta.read(meta).progress.get("best")
+    return None if best is None else int(best["step"])
 
 
 def _by_step(steps: list[int]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from trn.doors.follow import parsed
 from trn.doors.lines import number
+from trn.doors.text import clean_line
 from trn.files import last_lines
 
 __all__ = ["alive_line", "last_beats"]
@@ -32,4 +33,4 @@ def alive_line(beats: dict[str, dict[str, Any]]) -> str | None:
     since = beat.get("since_step_s")
     if isinstance(since, (int, float)):
         words.append(f"no step ended for {number(since)} s")
-    return ", ".join([*words, *([f"rank {rank}"] if len(beats) > 1 else [])])
+    return clean_line(", ".join([*words, *([f"rank {rank}"] if len(beats) > 1 else [])]))

@@ -24,8 +24,11 @@ _MUCH_WAITING = 0.2
 
 
 def number(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:.4g}"
+    """Four significant digits; a whole number that is beyond any float is told as that."""
+    try:
+        return f"{value:.4g}"
+    except OverflowError:
+        return "beyond 1e308" if value > 0 else "below -1e308"
 
 
 def size(size_bytes: float) -> str:
@@ -100,7 +103,7 @@ def event_line(event: Mapping[str, Any]) -> str:
     words = _WORDS.get(kind, _plain)
     try:
         line = words(event)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         line = _plain(event)
     return clean_line(line)
 

@@ -28,6 +28,7 @@ from trn.doors.schemas_by_hand import (
     runtime_env_schema,
     validation_schema,
 )
+from trn.doors.schemas_of_exports import export_schema, parity_schema
 from trn.errors import STATUS, UsageError
 from trn.provenance.evaluation_record import EvaluationRecord
 from trn.provenance.run_meta_schema import RunMeta
@@ -162,6 +163,8 @@ _SCHEMAS: dict[str, Callable[[], Schema]] = {
     "runtime_env": runtime_env_schema,
     "forked_from": forked_from_schema,
     "evaluation": _evaluation,
+    "export": export_schema,
+    "parity": parity_schema,
     "dataset": dataset_schema,
     "job": _job,
 }

@@ -23,7 +23,9 @@ __all__ = [
     "event_schema",
     "forked_from_schema",
     "heartbeat_schema",
+    "list_of",
     "metrics_schema",
+    "or_null",
     "run_metadata_schema",
     "runtime_env_schema",
     "validation_schema",
@@ -56,11 +58,11 @@ def closed(title: str, properties: Mapping[str, Schema]) -> Schema:
     }
 
 
-def _or_null(schema: Schema) -> Schema:
+def or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _list_of(schema: Schema) -> Schema:
+def list_of(schema: Schema) -> Schema:
     return {"type": "array", "items": schema}
 
 
@@ -109,7 +111,7 @@ def event_schema() -> Schema:
 
 
 def metrics_schema() -> Schema:
-    counted = {"step": _STEP, "epoch": COUNT, "tokens_seen": _or_null(COUNT)}
+    counted = {"step": _STEP, "epoch": COUNT, "tokens_seen": or_null(COUNT)}
     return {
         "title": "A line of reports/train_metrics.jsonl",
         "type": "object",
@@ -129,12 +131,12 @@ def _reading(key: str) -> Schema:
 
 def heartbeat_schema() -> Schema:
     seconds: Schema = {"type": ["number", "null"], "minimum": 0}
-    head = {"ts": UTC_TIME, "event": _TEXT, "job_id": ID, "step": _or_null(COUNT), "epoch": _or_null(COUNT)}
+    head = {"ts": UTC_TIME, "event": _TEXT, "job_id": ID, "step": or_null(COUNT), "epoch": or_null(COUNT)}
     periodic = {
         "doing": _TEXT,
         "since_step_s": seconds,
         "rss_bytes": COUNT,
-        "device_bytes": _or_null(COUNT),
+        "device_bytes": or_null(COUNT),
         "data_wait_s": seconds,
         "data_wait_total_s": {"type": "number", "minimum": 0},
         "threads": COUNT,
@@ -142,8 +144,8 @@ def heartbeat_schema() -> Schema:
     told = {
         "heartbeat_enabled": {"rank": COUNT, "pid": COUNT, "interval_s": {"type": "number", "minimum": 1}},
         "periodic": periodic,
-        "evaluated": {"metrics": _list_of(_TEXT)},
-        "ended": {"outcome": _or_null(_TEXT)},
+        "evaluated": {"metrics": list_of(_TEXT)},
+        "ended": {"outcome": or_null(_TEXT)},
         "failed": {"exc_type": _TEXT},
     }
     return {
@@ -173,9 +175,9 @@ def epoch_schema() -> Schema:
     number: Schema = {"type": ["number", "null"]}
     kinds: dict[str, Schema] = {
         "epoch": COUNT,
-        "optimizer_state_sha": _or_null(SHA256),
+        "optimizer_state_sha": or_null(SHA256),
         "wall_seconds": {"type": "number", "minimum": 0},
-        "tokens_seen": _or_null(COUNT),
+        "tokens_seen": or_null(COUNT),
     }
     return closed("checkpoints/epoch-NNN.metadata.json", {key: kinds.get(key, number) for key in EPOCH_KEYS})
 
@@ -190,7 +192,7 @@ def dataset_schema() -> Schema:
             "sha256": SHA256,
             "footer_sha256": SHA256,
             "rows": COUNT,
-            "row_groups": _list_of(group),
+            "row_groups": list_of(group),
         },
     )
     return closed(
@@ -199,8 +201,8 @@ def dataset_schema() -> Schema:
             "schema_version": _VERSION,
             "fingerprint": SHA256,
             "rows": COUNT,
-            "columns": _list_of(closed("A column", {"name": _TEXT, "type": _TEXT})),
-            "files": {**_list_of(file), "minItems": 1},
+            "columns": list_of(closed("A column", {"name": _TEXT, "type": _TEXT})),
+            "files": {**list_of(file), "minItems": 1},
             "sha256": SHA256,
         },
     )
@@ -218,14 +220,14 @@ def run_metadata_schema() -> Schema:
             "schema_version": _VERSION,
             "created_at": UTC_TIME,
             "config": _TEXT,
-            "base_config": _list_of(_TEXT),
+            "base_config": list_of(_TEXT),
             "run_name": ID,
             "output_dir": _TEXT,
-            "git_sha": _or_null(_TEXT),
-            "git_branch": _or_null(_TEXT),
-            "git_dirty": _or_null(_FLAG),
-            "git_status_porcelain": _list_of(_TEXT),
-            "git_reason": _or_null(_TEXT),
+            "git_sha": or_null(_TEXT),
+            "git_branch": or_null(_TEXT),
+            "git_dirty": or_null(_FLAG),
+            "git_status_porcelain": list_of(_TEXT),
+            "git_reason": or_null(_TEXT),
             "dataset_seed": COUNT,
             "upstream": _upstream(),
             "launcher": _launcher(),
@@ -238,7 +240,7 @@ def run_metadata_schema() -> Schema:
 def runtime_env_schema() -> Schema:
     counts = ("cpu_count", "cpu_usable")
     texts = ("system", "release", "version", "machine", "platform", "libc", "python_version", "python_implementation")
-    facts = {name: _or_null(_TEXT) for name in texts} | {name: _or_null(_STEP) for name in counts}
+    facts = {name: or_null(_TEXT) for name in texts} | {name: or_null(_STEP) for name in counts}
     return closed(
         "reports/runtime_env.json",
         {
@@ -258,6 +260,6 @@ def _upstream() -> Schema:
 
 def _launcher() -> Schema:
     places = ("world_size", "rank", "local_rank", "local_world_size", "nodes", "node_rank", "restart_count")
-    counts = {name: _or_null(COUNT) for name in (*places, "master_port")}
-    texts = {name: _or_null(_TEXT) for name in ("master_addr", "slurm_job_id")}
+    counts = {name: or_null(COUNT) for name in (*places, "master_port")}
+    texts = {name: or_null(_TEXT) for name in ("master_addr", "slurm_job_id")}
     return closed("Who started the process", {"kind": _TEXT, **counts, **texts})

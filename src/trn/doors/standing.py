@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -91,7 +92,9 @@ def data_wait(standing: Standing) -> DataWait | None:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > sys.float_info.max:
+        return None  # the last: a whole number that no float can hold
+    return float(value)
 
 
 def _step(value: object, otherwise: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -41,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code("out_of_memory")
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except BrokenPipeError:
+        # whoever read the numbers is gone, and the record is kept: what is still held back goes nowhere
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +77,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
         refuse_without_evaluate(run)
         found = evaluate(run, data)
+        _tell_reports(run)
         record = record_of(run, data, found)
     failed, name = None, None
     try:
@@ -101,6 +109,13 @@ def _tell(
         _say(f"trn: the run's own at this step: {own}")
     if name is not None:
         _say(f"trn: recorded in {name}")
+
+
+def _tell_reports(run: Reopened) -> None:
+    """What would stand in the journal of a run, such as that the model could not be compiled."""
+    for kind, fields in run.reports():
+        words = [f"{name} {value}" for name, value in fields.items()]
+        _say(" ".join(f"trn: {kind}: {', '.join(words)}".split()))
 
 
 def _say(text: str) -> None:

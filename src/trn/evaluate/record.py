@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trn.evaluate.data import ValidationData
 from trn.evaluate.evaluation import Evaluated
-from trn.files import make_folder, write_atomic
+from trn.files import Lock, make_folder, sweep, write_atomic
 from trn.plan import NOT_LIBRARIES, versions_here
 from trn.provenance.evaluation_record import EvaluationRecord, evaluation_name
 from trn.provenance.process import process_redactor
@@ -55,8 +55,10 @@ def record_of(run: Reopened, data: ValidationData, found: Evaluated) -> Json:
 
 
 def write_record(run_dir: Path, record: Json) -> str:
-    """Publish it; returns its name in the run's folder. Raises StorageError."""
+    """Publish it; returns its name in the run's folder. What a killed evaluation left goes. Raises StorageError."""
     folder = make_folder(run_dir / FOLDER)
     name = evaluation_name(record["created_at"], record["checkpoint"]["file"])
-    write_atomic(folder / name, pretty_json(record))
+    with Lock(folder / ".lock"):  # what is unfinished may be another one's, at work now
+        sweep(folder)
+        write_atomic(folder / name, pretty_json(record))
     return f"{FOLDER}/{name}"

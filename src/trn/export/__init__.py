@@ -12,7 +12,7 @@ what becomes of the run whose file does not pass (runner).
 """
 
 from trn.export.checkpoint import Exported, export_checkpoint
-from trn.export.report import PARITY_NAME, skip_parity
+from trn.export.report import PARITY_NAME, fail_parity, skip_parity
 from trn.export.rows import ROWS_NAME, keep_rows, read_rows
 from trn.export.sidecar import FORMATS
 
@@ -22,6 +22,7 @@ __all__ = [
     "ROWS_NAME",
     "Exported",
     "export_checkpoint",
+    "fail_parity",
     "keep_rows",
     "read_rows",
     "skip_parity",

@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from trn.errors import TrnError, exit_code
 from trn.export.checkpoint import Exported, export_checkpoint
+from trn.export.program import first_line
 from trn.export.sidecar import FORMATS
 from trn.records import pretty_json
 from trn.reopen import Reopened, reopen
 
 __all__ = ["main"]
 
+_INTERRUPTED = 130
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0; 85 where the comparison failed, with everything written; else that of what refused it."""
     args = _parser().parse_args(argv)
     try:
+        return _export(args)
+    except TrnError as error:
+        print(error, file=sys.stderr)
+        is_memory = isinstance(error.__cause__, (MemoryError, torch.OutOfMemoryError))
+        return exit_code("out_of_memory") if is_memory else error.exit_status
+    except MemoryError:
+        print("the memory of this machine does not suffice.", file=sys.stderr)
+        return exit_code("out_of_memory")
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the boundary of the process: whatever an exporter makes of a model
+        traceback.print_exc()
+        print(f"the export ended with {type(error).__name__}: {first_line(error)}.", file=sys.stderr)
+        return exit_code("crashed")
+
+
+def _export(args: argparse.Namespace) -> int:
+    # what a trainer prints must not stand before the answer
+    with contextlib.redirect_stdout(sys.stderr):
         run = reopen(
             args.run_dir, checkpoint=args.checkpoint, device=args.device, code=args.code, allow_change=args.allow_change
         )
@@ -29,15 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.state,
             run.ctx,
             run.meta,
+            payload=run.payload,
             formats=tuple(dict.fromkeys(args.format or ["onnx"])),
             opset=args.opset,
             parity_policy=args.parity_policy,
             atol=args.atol,
             code_sha256=run.code_sha256,
         )
-    except TrnError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
     if args.json:
         sys.stdout.write(pretty_json(_document(run, made)).decode())
     for one in made:
@@ -55,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--atol", type=float, help="allowed absolute difference; by the model itself if not said")
     parser.add_argument("--device", help="where the model is built; as planned if not said")
     parser.add_argument("--code", type=Path, help="the folder of the trainer's code")
-    parser.add_argument("--allow-change", action="append", default=[], choices=("code",), help="use other code")
+    parser.add_argument("--allow-change", action="append", default=[], metavar="NAME", help="code: use other code")
     parser.add_argument("--json", action="store_true", help="one document on stdout")
     return parser
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trn.checkpoint import rng
+from trn.checkpoint.discover import load_payload
 from trn.checkpoint.meta import CheckpointMeta
 from trn.errors import TrainerError, UsageError
 from trn.export.convert import Settings
 from trn.export.onnx_format import stage_onnx
-from trn.export.publish import REJECTED, publish, reject, staging
+from trn.export.origin import foreign_parameters, not_in_checkpoint
+from trn.export.publish import REJECTED, forget_rejected, publish, reject, staging
 from trn.export.quiet import at_rest, quiet
 from trn.export.report import PARITY_NAME
 from trn.export.rows import read_rows
 from trn.export.sidecar import FORMATS, files_of, head_of, sidecar_bytes, sidecar_name
 from trn.export.weights import model_of, write_hf, write_safetensors
-from trn.files import remove_tree
 from trn.loop.seeds import derived_seed
 from trn.records import Json, pretty_json
+from trn.reopen.environment import environment_here
 from trn.spec.plan_model import Plan
 from trn.trainer import Context, Trainer
 from trn.trainer.exporting import has_export
@@ -60,8 +62,9 @@ class _Subject:
     trainer: Trainer
     state: Any
     ctx: Context
-    meta: CheckpointMeta
+    payload: Mapping[str, Any]
     head: Json
+    environment: Json
     wait_s: float
 
     @property
@@ -80,6 +83,7 @@ def export_checkpoint(
     ctx: Context,
     meta: CheckpointMeta,
     *,
+    payload: Mapping[str, Any] | None = None,
     formats: Sequence[str] = ("onnx",),
     opset: int | None = None,
     parity_policy: str | None = None,
@@ -89,10 +93,11 @@ def export_checkpoint(
 ) -> list[Exported]:
     """Write the formats below exports/ of `plan.run_dir`, one after another; None means: as planned.
 
-    `state` holds the weights of the checkpoint that `meta` is of. Modes, random streams, `ctx` and the state are
-    afterwards as they were. Raises TrainerError for what cannot be exported, PlanRefused without the libraries,
-    UsageError, DataError without rows, ResumeRefused while another export of the run goes on, StorageError; the export
-    before is then as it was. A comparison that fails raises nothing: see `Exported`.
+    `state` holds the weights of the checkpoint that `meta` is of, and `payload` is that checkpoint (None: it is read).
+    Modes, random streams, `ctx` and the state are afterwards as they were. Raises TrainerError for what cannot be
+    exported, PlanRefused without the libraries, UsageError, DataError without rows, ResumeRefused while another export
+    of the run goes on, StorageError; the export before is then as it was. A comparison that fails raises nothing: see
+    `Exported`.
     """
     if unknown := next((name for name in formats if name not in FORMATS), None):
         raise UsageError(f"{unknown!r} is no format; expected {', '.join(FORMATS)}.", where="format")
@@ -104,10 +109,11 @@ def export_checkpoint(
     )
     is_average = plan.ema is not None and plan.ema.evaluate and hasattr(trainer, "averaged")
     head = head_of(plan, meta, "average" if is_average else "live", code_sha256 or plan.trainer.code_sha256)
-    subject = _Subject(plan, trainer, state, ctx, meta, head, wait_s)
+    payload = load_payload(Path(plan.run_dir), meta) if payload is None else payload
+    subject = _Subject(plan, trainer, state, ctx, payload, head, environment_here(plan), wait_s)
     averaged: Any = trainer.averaged(state) if is_average else contextlib.nullcontext()  # type: ignore[attr-defined]
     seed = derived_seed(plan.seed, "export", meta.step)
-    with averaged, rng.isolated(seed), quiet():
+    with averaged, rng.isolated(seed):
         return [_onnx(subject, settings) if one == "onnx" else _weights(subject, one) for one in formats]
 
 
@@ -121,24 +127,28 @@ def _onnx(subject: _Subject, settings: Settings) -> Exported:
     with staging(subject.exports, subject.wait_s) as aside:
         rows = read_rows(subject.run_dir, subject.plan)
         staged = stage_onnx(
-            subject.trainer, subject.state, subject.ctx, subject.meta, rows, settings, subject.head, aside
+            subject.trainer, subject.state, subject.ctx, subject.payload, rows, settings, subject.head, aside
         )
         sidecar, report = sidecar_name("onnx"), subject.run_dir / PARITY_NAME
-        (aside / sidecar).write_bytes(sidecar_bytes("onnx", subject.head, staged.files, staged.details))
+        details = {**staged.details, "environment": subject.environment}
+        (aside / sidecar).write_bytes(sidecar_bytes("onnx", subject.head, staged.files, details))
         (aside / report.name).write_bytes(pretty_json(staged.report))
         if staged.is_rejected:
             reject(aside, subject.exports, report)
         else:
             publish(aside, subject.exports, sidecar, report)
-            if (subject.exports / REJECTED).exists():
-                remove_tree(subject.exports / REJECTED)
+            forget_rejected(subject.exports)
     place = f"exports/{REJECTED}" if staged.is_rejected else "exports"
     return _exported("onnx", place, staged.files, not staged.is_rejected, staged.details["parity"])
 
 
 def _weights(subject: _Subject, export_format: str) -> Exported:
     model = model_of(subject.state)
-    with at_rest(model), staging(subject.exports, subject.wait_s) as aside:
+    is_average = subject.head["weights"] != "live"
+    strange = not_in_checkpoint(model, subject.payload)
+    if foreign := foreign_parameters(model, subject.state, strange, is_average=is_average):
+        raise TrainerError(f"{', '.join(foreign[:3])} are not the weights in the checkpoint.", where="export")
+    with at_rest(model), quiet(), staging(subject.exports, subject.wait_s) as aside:
         if export_format == "hf":
             details = write_hf(model, aside)
         else:
@@ -152,6 +162,7 @@ def _weights(subject: _Subject, export_format: str) -> Exported:
             details = write_safetensors(model, aside, notes)
         files = files_of(aside, [path for path in aside.rglob("*") if path.is_file()])
         sidecar = sidecar_name(export_format)
+        details |= {"environment": subject.environment}
         (aside / sidecar).write_bytes(sidecar_bytes(export_format, subject.head, files, details))
         publish(aside, subject.exports, sidecar)
     return _exported(export_format, "exports", files, True)

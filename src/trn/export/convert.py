@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from trn.export.onnx_file import (
     write_onnx,
     written_opset,
 )
-from trn.export.parity import Parity, Reference, compare, reference_of
-from trn.export.program import Program, first_line, trace
+from trn.export.parity import Parity, Reference, compare, reference_of, refuse_other_outputs
+from trn.export.program import Program, first_line, original, trace
 from trn.export.quiet import at_rest, quiet
 from trn.export.session import check_axes, open_session
 from trn.export.sidecar import files_of
@@ -46,8 +47,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.opset < LEAST_OPSET:
             raise UsageError(f"opset {self.opset} is not written; expected {LEAST_OPSET} or more.", where="opset")
-        if self.atol is not None and not self.atol >= 0:
-            raise UsageError(f"a tolerance of {self.atol}; expected 0 or more.", where="atol")
+        if self.atol is not None and not 0 <= self.atol < math.inf:
+            raise UsageError(f"a tolerance of {self.atol}; expected a number of 0 or more.", where="atol")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def convert(exports: Sequence[Export], settings: Settings, folder: Path) -> Conv
     require_libraries(*LIBRARIES)
     first, model, path = exports[0], _on_cpu(exports[0].model), folder / ONNX_NAME
     with at_rest(model), quiet():
-        program = trace(model, first, example_of(first))
+        example = example_of(first)
+        refuse_other_outputs(model, first, example)
+        program = trace(model, first, example)
         write_onnx(program, first, settings.opset, path)
         _require_opset(path, settings.opset)
         initialisers = compare_initialisers(path, program, model)
@@ -104,7 +107,6 @@ def _require_opset(path: Path, asked: int) -> None:
 
 def _on_cpu(model: nn.Module) -> nn.Module:
     """The model that is traced: of a compiled one the original, of one elsewhere a copy."""
-    own = getattr(model, "_orig_mod", model)
-    model = own if isinstance(own, nn.Module) else model
+    model = original(model)
     places = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     return model if places <= {"cpu"} else copy.deepcopy(model).cpu()

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from torch import nn
 
-from trn.checkpoint.meta import CheckpointMeta
 from trn.export.convert import ONNX_NAME, Converted, Settings, convert
-from trn.export.origin import not_in_checkpoint
+from trn.export.origin import foreign_parameters, not_in_checkpoint
 from trn.export.parity import Parity
 from trn.export.publish import REJECTED
 from trn.export.report import parity_report
 from trn.export.session import PROVIDER
 from trn.export.trials import exports_of
 from trn.records import Json
-from trn.trainer import Context, TorchState, Trainer
+from trn.trainer import Context, Trainer
 from trn.trainer.exporting import Export
 
 __all__ = ["Staged", "stage_onnx"]
@@ -40,7 +38,7 @@ def stage_onnx(
     trainer: Trainer,
     state: Any,
     ctx: Context,
-    meta: CheckpointMeta,
+    payload: Mapping[str, Any],
     rows: pa.RecordBatch,
     settings: Settings,
     head: Json,
@@ -49,8 +47,9 @@ def stage_onnx(
     """Trace, write, read back, compare. Raises what `exports_of` and `convert` raise."""
     exports = exports_of(trainer, state, ctx, rows)
     made = convert(exports, settings, aside)
-    strange = not_in_checkpoint(made.model, ctx.run_dir, meta)
-    parity = made.parity if head["weights"] != "live" else _with_origin(made.parity, made.model, state, strange)
+    strange = not_in_checkpoint(made.model, payload)
+    foreign = foreign_parameters(exports[0].model, state, strange, is_average=head["weights"] != "live")
+    parity = _with_origin(made.parity, foreign)
     is_rejected = not parity.passed and settings.policy == "fail"
     report = parity_report(
         head,
@@ -71,13 +70,7 @@ def stage_onnx(
     return Staged(made.files, _details(exports[0], made, settings, parity), report, is_rejected)
 
 
-def _with_origin(parity: Parity, model: nn.Module, state: Any, strange: Sequence[str]) -> Parity:
-    """Of a TorchTrainer every parameter is in the checkpoint: one that is not there is not the checkpoint's."""
-    if not isinstance(state, TorchState):
-        return parity
-    trained = {parameter.data_ptr() for parameter in state.parameters}
-    own = dict(model.named_parameters())
-    foreign = [name for name in strange if name in own and own[name].data_ptr() in trained]
+def _with_origin(parity: Parity, foreign: Sequence[str]) -> Parity:
     if not foreign:
         return parity
     told = f"checkpoint: {', '.join(foreign[:3])} are not the weights in the checkpoint"
@@ -100,6 +93,7 @@ def _details(export: Export, made: Converted, settings: Settings, parity: Parity
         },
         "parity": {
             "status": "passed" if parity.passed else "failed",
+            "policy": settings.policy,
             "reason": parity.reason,
             "max_abs": parity.worst,
         },

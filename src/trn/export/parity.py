@@ -16,13 +16,14 @@ from trn.errors import TrainerError
 from trn.export.differences import Array, Gap, Tolerance, gap_of, statistics_of, tolerance_of
 from trn.export.onnx_file import Initialisers
 from trn.export.program import first_line
+from trn.export.quiet import same_buffers
 from trn.export.session import run_session
 from trn.export.sets import aligned
 from trn.export.trials import Trial
 from trn.records import Json
 from trn.trainer.exporting import Export
 
-__all__ = ["Parity", "Reference", "compare", "reference_of"]
+__all__ = ["Parity", "Reference", "compare", "reference_of", "refuse_other_outputs"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,16 @@ def reference_of(model: nn.Module, export: Export, trials: Sequence[Trial]) -> R
     return Reference(kept, outputs, exact, note, left_out)
 
 
+def refuse_other_outputs(model: nn.Module, export: Export, inputs: Mapping[str, Tensor]) -> None:
+    """Raise TrainerError where the model gives something else than `outputs`: the tracer would say less of it."""
+    try:
+        _run(model, inputs, export.outputs)
+    except TrainerError:
+        raise
+    except Exception:  # noqa: BLE001 - where it fails altogether the tracer tells why
+        return
+
+
 def _in_float64(
     model: nn.Module, export: Export, trials: Sequence[Trial]
 ) -> tuple[list[dict[str, Array]] | None, str | None]:
@@ -76,9 +87,11 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _run(model: nn.Module, inputs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Array]:
-    # a model may write into what it is given
-    given = model(*(tensor.clone() for tensor in inputs.values()))
-    leaves = [leaf for leaf in pytree.tree_leaves(given) if leaf is not None]
+    # a model may write into what it is given, and into what it has
+    with same_buffers(model):
+        given = model(*(tensor.clone() for tensor in inputs.values()))
+        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(given)]
+    leaves = [leaf for leaf in leaves if leaf is not None]
     if odd := next((leaf for leaf in leaves if not isinstance(leaf, Tensor)), None):
         raise TrainerError(f"the model gives {type(odd).__name__} among its outputs; expected tensors.", where="export")
     if len(leaves) != len(names):
@@ -134,6 +147,9 @@ def compare(
     outputs = {name: _told(name, gaps[name], tolerances[name], export, reference) for name in export.outputs}
     for name, count in ambiguous.items():
         outputs[name]["undecided"] = count
+        if 2 * count > (total := sum(one[name].size for one in reference.outputs)):
+            told = f"float64 decides {count} of {total} numbers otherwise: too few are left to compare"
+            outputs[name] |= {"ok": False, "reason": told}
     reasons = [f"{name}: {one['reason']}" for name, one in outputs.items() if not one["ok"]]
     if initialisers.different:
         reasons.append(f"initialisers: {', '.join(initialisers.different[:3])} differ from the model's weights")
@@ -167,8 +183,8 @@ def _told(name: str, gaps: Sequence[Gap], tolerance: Tolerance, export: Export, 
     for gap, trial, outputs in zip(gaps, reference.trials, reference.outputs, strict=True):
         largest = None if gap.problem else float(gap.absolute.max(initial=0.0))
         reason = gap.problem
-        if reason is None and largest is not None and largest > tolerance.atol:
-            reason = f"off by {largest:.3g}, allowed are {tolerance.atol:.3g}"
+        if reason is None:
+            reason = _excess(gap, outputs[name], tolerance)
         by_input.append(
             {
                 "input": trial.what,
@@ -188,6 +204,18 @@ def _told(name: str, gaps: Sequence[Gap], tolerance: Tolerance, export: Export, 
         **_statistics([gap for gap in gaps if gap.problem is None]),
         "by_input": by_input,
     }
+
+
+def _excess(gap: Gap, expected: Array, tolerance: Tolerance) -> str | None:
+    """By how much the number that exceeds its tolerance most does so, in words."""
+    if not np.issubdtype(expected.dtype, np.floating):
+        largest = float(gap.absolute.max(initial=0.0))
+        return f"off by {largest:.3g}, allowed are 0" if largest > 0 else None
+    allowed = tolerance.allowed(expected)
+    if not (gap.absolute > allowed).any():
+        return None
+    place = int(np.argmax(gap.absolute - allowed))
+    return f"off by {gap.absolute[place]:.3g}, allowed are {allowed[place]:.3g}"
 
 
 def _statistics(gaps: Sequence[Gap]) -> Json:

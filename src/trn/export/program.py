@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from trn.errors import TrainerError
 from trn.trainer.exporting import Export
 
-__all__ = ["Program", "first_line", "trace"]
+__all__ = ["Program", "first_line", "original", "trace"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def _program(traced: ExportedProgram, export: Export) -> Program:
             size = value.shape[axis] if isinstance(value, Tensor) else None
             if not isinstance(size, torch.SymInt) or not _is_open(size):
                 raise _specialised(input_name, axis, word, size)
-            symbols[str(size)] = word
+            if (other := symbols.setdefault(str(size), word)) != word:
+                raise _tied(input_name, axis, word, other)
             ranges[word] = _range(traced, size)
     return Program(traced, symbols, ranges)
 
@@ -101,12 +102,26 @@ def _specialised(name: str, axis: int, word: str, size: Any) -> TrainerError:
     )
 
 
+def _tied(name: str, axis: int, word: str, other: str) -> TrainerError:
+    return TrainerError(
+        f"the model takes it in the size of {other!r} only.",
+        where=f"export: input {name!r}, axis {axis} ({word!r})",
+        hint="Give axes that always have one size one name.",
+    )
+
+
 def _untraceable(error: Exception) -> TrainerError:
     return TrainerError(
         f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}.",
         where="export",
         hint="See docs/export.md for what a model must not do.",
     )
+
+
+def original(model: nn.Module) -> nn.Module:
+    """The model that torch.compile has wrapped, or itself."""
+    own = getattr(model, "_orig_mod", model)
+    return own if isinstance(own, nn.Module) else model
 
 
 def first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from trn.errors import ResumeRefused, StorageError
 from trn.files import TEMP_MARK, Lock, make_folder, move, publish_folder, remove, remove_tree, sync_folder
 from trn.records import JsonError, read_json
 
-__all__ = ["REJECTED", "publish", "reject", "staging"]
+__all__ = ["REJECTED", "forget_rejected", "publish", "reject", "staging"]
 
 REJECTED = "rejected"
 _FILE_MODE = 0o600
@@ -68,7 +68,7 @@ def publish(aside: Path, exports: Path, sidecar: str, report: Path | None = None
         _remove_any(exports / name)
     for name in moved:
         if (exports / name).is_dir():
-            remove_tree(exports / name)
+            _remove_any(exports / name)
         move(aside / name, exports / name)
     if report is not None:
         move(aside / report.name, report)
@@ -78,10 +78,15 @@ def publish(aside: Path, exports: Path, sidecar: str, report: Path | None = None
 def reject(aside: Path, exports: Path, report: Path) -> None:
     """Keep what lies in `aside` for a look, as exports/rejected/, and its report. Raises StorageError."""
     _sync(aside)
-    if (exports / REJECTED).exists():
-        remove_tree(exports / REJECTED)
+    forget_rejected(exports)
     move(aside / report.name, report)
     publish_folder(aside, exports / REJECTED)
+
+
+def forget_rejected(exports: Path) -> None:
+    """Remove what did not pass the last time. Raises StorageError."""
+    if os.path.lexists(exports / REJECTED):
+        _remove_any(exports / REJECTED)
 
 
 def _entries_of(sidecar: Path) -> set[str]:
@@ -90,7 +95,7 @@ def _entries_of(sidecar: Path) -> set[str]:
         names = [str(one["name"]) for one in read_json(sidecar)["files"]]
     except (JsonError, OSError, KeyError, TypeError):
         return set()
-    return {name.split("/")[0] for name in names} - {"", ".", "..", ".lock"}
+    return {name.split("/")[0] for name in names} & set(os.listdir(sidecar.parent)) - {".lock"}
 
 
 def _remove_any(path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from trn.export.onnx_file import Initialisers
 from trn.export.parity import Parity, Reference
 from trn.export.sidecar import sidecar_name
-from trn.files import write_atomic
+from trn.files import Lock, write_atomic
 from trn.records import SCHEMA_VERSION, Json, pretty_json, utc_now
 from trn.spec.plan_model import Plan
 
-__all__ = ["PARITY_NAME", "parity_report", "skip_parity"]
+__all__ = ["PARITY_NAME", "fail_parity", "parity_report", "skip_parity"]
 
 PARITY_NAME = "reports/onnx_parity.json"
 
@@ -51,10 +51,29 @@ def parity_report(
     }
 
 
-def skip_parity(run_dir: Path, plan: Plan, reason: str) -> Path | None:
-    """Write that there is no comparison, and why; None where an exported file has its own. Raises StorageError."""
-    if (run_dir / "exports" / sidecar_name("onnx")).exists():
+def skip_parity(run_dir: Path, plan: Plan, reason: str, wait_s: float = 1.0) -> Path | None:
+    """Write that there is no comparison, and why; None where an exported file has its own. Raises StorageError.
+
+    An export that goes on meanwhile is waited for; after `wait_s` the report is left to it.
+    """
+    exports = run_dir / "exports"
+    lock = Lock(exports / ".lock")
+    if exports.is_dir() and not lock.acquire("", wait_s=wait_s):
         return None
+    try:
+        if (exports / sidecar_name("onnx")).exists():
+            return None
+        return _write(run_dir, plan, "skipped", None, reason)
+    finally:
+        lock.release()
+
+
+def fail_parity(run_dir: Path, plan: Plan, reason: str) -> Path:
+    """Write that there is no file to compare, since none could be made. Raises StorageError."""
+    return _write(run_dir, plan, "failed", False, reason)
+
+
+def _write(run_dir: Path, plan: Plan, status: str, passed: bool | None, reason: str) -> Path:
     value: Json = {
         "schema_version": SCHEMA_VERSION,
         "timestamp_utc": utc_now(),
@@ -63,8 +82,8 @@ def skip_parity(run_dir: Path, plan: Plan, reason: str) -> Path | None:
         "onnx": None,
         "onnx_sha256": None,
         "policy": plan.export.parity_policy,
-        "status": "skipped",
-        "passed": None,
+        "status": status,
+        "passed": passed,
         "available": False,
         "reason": reason,
     }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trn.errors import TrainerError, TrnError
+from trn.export.program import first_line
 from trn.files import new_sha256
 from trn.records import Json
 from trn.trainer import Context, Trainer
@@ -66,7 +67,7 @@ def _export_of(trainer: Any, state: Any, ctx: Context, rows: pa.RecordBatch) -> 
     except TrnError:
         raise
     except Exception as error:  # a trainer's own code may raise anything
-        raise TrainerError(f"{type(error).__name__}: {error}", where="export") from error
+        raise TrainerError(f"{type(error).__name__}: {first_line(error)}.", where="export") from error
     finally:
         ctx._step, ctx._epoch, ctx._row_ids, ctx._row_passes, ctx._lr_factor = taken
     if not isinstance(found, Export):

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trn.errors import TrainerError
+from trn.errors import StorageError, TrainerError
 from trn.export.onnx_file import require_libraries
+from trn.export.program import first_line, original
 from trn.export.trials import bytes_of
 from trn.records import Json, canonical_json
 from trn.trainer import TorchState
@@ -26,26 +27,20 @@ __all__ = ["model_of", "write_hf", "write_safetensors"]
 def model_of(state: Any) -> nn.Module:
     """The model in a trainer's state: its `model`, or the only module there is. Raises TrainerError."""
     if isinstance(state, TorchState):
-        return _plain(state.model)
+        return original(state.model)
     if isinstance(state, nn.Module):
-        return _plain(state)
+        return original(state)
     parts = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
     named = {str(name): one for name, one in parts.items() if isinstance(one, nn.Module)}
     if "model" in named:
-        return _plain(named["model"])
+        return original(named["model"])
     if len(named) != 1:
         raise TrainerError(
             f"the state has {len(named)} modules: {', '.join(named) or 'none'}.",
             where="export",
             hint="Call the one that is to be exported `model`.",
         )
-    return _plain(next(iter(named.values())))
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    """The model that torch.compile has wrapped, or itself."""
-    own = getattr(model, "_orig_mod", model)
-    return own if isinstance(own, nn.Module) else model
+    return original(next(iter(named.values())))
 
 
 def write_safetensors(model: nn.Module, folder: Path, notes: Mapping[str, str]) -> Json:
@@ -61,9 +56,23 @@ def write_safetensors(model: nn.Module, folder: Path, notes: Mapping[str, str]) 
     metadata = {"format": "pt", **notes}
     if tied:
         metadata["tied"] = canonical_json(tied).decode()
-    save_file(tensors, path, metadata=metadata)
-    _require_same(tensors, load_file(path), path.name)
+    with _told_plainly(folder):
+        save_file(tensors, path, metadata=metadata)
+        _require_same(tensors, load_file(path), path.name)
     return {"safetensors": {"tensors": len(tensors), "tied": tied}}
+
+
+@contextlib.contextmanager
+def _told_plainly(folder: Path) -> Iterator[None]:
+    """What safetensors raises is told as ours: it has one class for a full disk and for all else."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if "os error" in str(error):
+            raise StorageError(f"cannot write the export: {first_line(error)}.", where=str(folder)) from error
+        raise TrainerError(f"safetensors: {first_line(error)}.", where="export") from error
 
 
 def _once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -71,10 +80,10 @@ def _once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     tied: dict[str, str] = {}
     seen: dict[Any, str] = {}
     for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            what = f"a tensor of layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
             raise TrainerError(
-                f"{name!r} in the model's state is {type(value).__name__}; safetensors holds tensors only.",
-                where="export",
+                f"{name!r} in the model's state is {what}; safetensors holds dense tensors only.", where="export"
             )
         place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), tuple(value.stride()))
         if value.numel() and (first := seen.setdefault(place, name)) != name:
@@ -113,7 +122,7 @@ def write_hf(model: nn.Module, folder: Path) -> Json:
         )
     target = folder / "hf"
     config = copy.deepcopy(own.config)
-    with _without_progress():
+    with _told_plainly(folder), _without_progress():
         try:
             own.save_pretrained(target)
         finally:

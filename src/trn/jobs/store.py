@@ -149,7 +149,9 @@ class Store:
         with self._reading() as connection:
             if connection is None:
                 return frozenset()
-            return frozenset(row[0] for row in connection.execute("SELECT DISTINCT run_id FROM jobs WHERE state != 'rejected'"))
+            return frozenset(
+                row[0] for row in connection.execute("SELECT DISTINCT run_id FROM jobs WHERE state != 'rejected'")
+            )
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""

@@ -9,7 +9,7 @@ from trn.spec import Spec
 from trn.spec.plan_model import BudgetPlan, GroupPlan, OptimizerPlan, SchedulePlan
 from trn.spec.words import found
 from trn.trainer import Trainer
-from trn.trainer.optimizers import is_fusable, optimizer_arguments
+from trn.trainer.optimizers import SETS_OWN_RATES, is_fusable, optimizer_arguments
 from trn.trainer.schedules import OWN_KINDS
 from trn.trainer.torch_schedules import PLATEAU, lr_min_argument, scheduler_arguments, scheduler_name, try_curve
 
@@ -39,6 +39,7 @@ def plan_optimization(
     explicit = optimizer.model_fields_set & set(given)
     if "optimizer" in honours:
         _refuse_idle_groups(spec, optimizer_arguments(optimizer.name, given, explicit))
+        _refuse_idle_rates(spec)
     return (
         OptimizerPlan(
             name=optimizer.name,
@@ -67,6 +68,24 @@ def _refuse_idle_groups(spec: Spec, arguments: dict[str, Any]) -> None:
     for key, is_asked in asked.items():
         if is_asked and "weight_decay" not in arguments:
             raise PlanRefused(f"{optimizer.name} has no weight decay.", where=key, hint="Remove it.")
+
+
+def _refuse_idle_rates(spec: Spec) -> None:
+    """Refuse what would change the learning rate of an optimizer that asks for it once."""
+    if spec.optimizer.name not in SETS_OWN_RATES:
+        return
+    asked = {
+        "schedule.kind": spec.schedule.kind != "constant",
+        "schedule.warmup_steps": spec.schedule.warmup_steps > 0,
+        "guard.lr_decay": spec.guard.policy == "skip" and spec.guard.lr_decay != 1.0,
+    } | {f"optimizer.groups[{index}].lr_mult": one.lr_mult != 1.0 for index, one in enumerate(spec.optimizer.groups)}
+    for key, is_asked in asked.items():
+        if is_asked:
+            raise PlanRefused(
+                f"{spec.optimizer.name} finds the rate of each weight by itself, and lr is that of its first update.",
+                where=key,
+                hint="Set it to 1.0." if key.startswith("guard") else "Remove it, or take another optimizer.",
+            )
 
 
 def _plan_schedule(spec: Spec, budget: BudgetPlan, lr_max: float) -> SchedulePlan:

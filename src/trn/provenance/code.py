@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["code_files", "code_sha256", "files_sha256", "library_versions"]
+__all__ = ["code_files", "code_sha256", "files_sha256", "folder_of", "is_below", "library_versions"]
 
 _LIBRARIES = ("torch", "numpy", "pyarrow")
 
@@ -22,7 +22,7 @@ def code_files(module_name: str) -> list[Path]:
     """The source files that belong to an imported trainer, sorted: its package, or the modules beside it.
 
     For `pkg.sub.mod` all loaded modules of `pkg`; for a plain `mod` all loaded modules from its folder or below, so
-    that a helper beside the trainer counts, but nothing of trn: its version is recorded instead. One of its own trainers
+    that a helper beside the trainer counts, but nothing of trn: its version is recorded instead. One of trn's trainers
     stands alone.
     """
     module = sys.modules[module_name]
@@ -33,18 +33,36 @@ def code_files(module_name: str) -> list[Path]:
     if top == "trn":
         return [Path(own)]
     is_package = hasattr(sys.modules[top], "__path__")
-    # two thousand modules may be loaded: names and text first, resolving only what may belong
-    beside = os.path.dirname(own) + os.sep
+    beside = folder_of(own)
     files = {Path(own).resolve()}
+    folders: dict[str, str] = {}  # two thousand modules may be loaded, from a few hundred folders
     for name, loaded in list(sys.modules.items()):
         given = getattr(loaded, "__file__", None)
         if given is None or not given.endswith(".py") or name.partition(".")[0] == "trn":
             continue
         is_member = is_package and (name == top or name.startswith(f"{top}."))
-        is_neighbour = not is_package and given.startswith(beside) and "site-packages" not in given[len(beside) :]
-        if is_member or is_neighbour:
+        # a name that is relative is made up, as that of torch.classes is: an import gives absolute ones
+        is_placed = not is_package and os.path.isabs(given)
+        if is_member or (is_placed and is_below(folder_of(given, folders), beside)):
             files.add(Path(given).resolve())
     return sorted(files)
+
+
+def folder_of(file: str, known: dict[str, str] | None = None) -> str:
+    """The real folder that holds the name `file`, with a slash at its end; a file that is a link may lie elsewhere.
+
+    `known` keeps the answers.
+    """
+    name = os.path.dirname(file)
+    known = {} if known is None else known
+    if name not in known:
+        known[name] = os.path.join(os.path.realpath(name), "")
+    return known[name]
+
+
+def is_below(folder: str, beside: str) -> bool:
+    """Whether modules of `folder` are those of a trainer in the folder `beside`; what is installed there is not."""
+    return folder.startswith(beside) and "site-packages" not in folder[len(beside) :]
 
 
 def code_sha256(module_name: str) -> str:

@@ -11,6 +11,7 @@ The folder may have been copied to another machine. Import paths never come from
 """
 
 from trn.reopen.checkpoint import announced_steps, chosen_checkpoint, progress_of
+from trn.reopen.code import other_code
 from trn.reopen.folder import read_run, refuse_foreign
 from trn.reopen.run import Reopened, reopen
 from trn.reopen.settings import prepare_torch
@@ -21,6 +22,7 @@ __all__ = [
     "announced_steps",
     "apply_state",
     "chosen_checkpoint",
+    "other_code",
     "prepare_torch",
     "progress_of",
     "read_run",

@@ -7,7 +7,7 @@ from typing import Any
 
 from trn.checkpoint.discover import find_named, find_newest_good, load_payload
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name
-from trn.checkpoint.named import named_step
+from trn.checkpoint.named import has_best, named_step
 from trn.errors import NoGoodCheckpoint, ResumeRefused
 from trn.loop.progress import Progress
 from trn.records import JsonError, read_lines
@@ -36,7 +36,7 @@ def open_checkpoint(plan: Plan, name: str) -> tuple[CheckpointMeta, dict[str, An
 
 
 def chosen_checkpoint(plan: Plan, name: str) -> CheckpointMeta:
-    """The checkpoint that `name` means: best, last, a step or a file; where the plan has no best, best means last.
+    """The checkpoint that `name` means: best, last, a step or a file; where there is no best, best means last.
 
     That one and no other. Raises ResumeRefused where it is not there or does not hold, NoGoodCheckpoint where none is
     good.
@@ -48,7 +48,7 @@ def chosen_checkpoint(plan: Plan, name: str) -> CheckpointMeta:
             where=str(run_dir),
             hint="Wait for its first one, or resume the run.",
         )
-    if plan.checkpoint.best_metric is None and name == "best":
+    if name == "best" and (plan.checkpoint.best_metric is None or not has_best(run_dir)):
         name = "last"
     refusal: ResumeRefused | None = None
     for _ in range(_TRIES):

@@ -29,7 +29,7 @@ from trn.spec.plan_model import Plan
 from trn.trainer import Trainer, load_trainer
 from trn.trainer.loading import ENTRY_POINT_GROUP, OWN_LOOP
 
-__all__ = ["CODE", "FoundTrainer", "find_trainer", "refuse_own_loop"]
+__all__ = ["CODE", "FoundTrainer", "find_trainer", "other_code", "refuse_own_loop"]
 
 CODE = "code"
 """What --allow-change calls other code of the trainer."""
@@ -77,6 +77,20 @@ def find_trainer(plan: Plan, code: Path | None, allowed: Collection[str]) -> Fou
         own = getattr(sys.modules[type(trainer).__module__], "__file__", None)
         raise _other_code(plan, str(own or plan.trainer.module), digest)
     return FoundTrainer(trainer, digest)
+
+
+def other_code(plan: Plan) -> str | None:
+    """The digest of what would be imported here, where that is other code than the plan's for sure, else None.
+
+    Nothing is imported; the import path is taken as it is.
+    """
+    module = plan.trainer.module
+    if module in sys.modules or plan.trainer.name == OWN_LOOP:
+        return None
+    foreseen = foresee(module, sys.path, by=_asked_for(plan.trainer.name), is_installed=True)
+    if foreseen is None or not foreseen.is_certain or plan.trainer.code_sha256 in foreseen.digests:
+        return None
+    return min(foreseen.digests)
 
 
 def refuse_own_loop(plan: Plan) -> None:

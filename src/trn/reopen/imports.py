@@ -9,7 +9,6 @@ found only after the import.
 from __future__ import annotations
 
 import ast
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, Pat
 from importlib.util import resolve_name
 from pathlib import Path
 
-from trn.provenance.code import files_sha256
+from trn.provenance.code import files_sha256, folder_of, is_below
 
 __all__ = ["Foreseen", "foresee", "spec_by_hook"]
 
@@ -74,6 +73,7 @@ class _Walk:
     is_installed: bool
     doubts: bool = False
     specs: dict[str, ModuleSpec | None] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
 
     @property
     def top(self) -> str:
@@ -98,14 +98,15 @@ class _Walk:
         spec = self.spec_of(name)
         return Path(spec.origin).resolve() if spec and spec.origin and spec.origin.endswith(".py") else None
 
-    def is_own(self, name: str, file: Path) -> bool:
+    def is_own(self, name: str) -> bool:
         """As trn.provenance.code has it."""
         top = self.spec_of(self.top)
         if top is not None and top.submodule_search_locations is not None:
             return name.partition(".")[0] == self.top
-        own = self.file_of(self.name)
-        beside = f"{own.parent}{os.sep}" if own is not None else ""
-        return str(file).startswith(beside) and "site-packages" not in str(file)[len(beside) :]
+        own, found = self.spec_of(self.name), self.spec_of(name)
+        if own is None or own.origin is None or found is None or found.origin is None:
+            return False
+        return is_below(folder_of(found.origin, self.folders), folder_of(own.origin, self.folders))
 
     def files(self, *, may_be: bool) -> set[Path]:
         """All own files; with `may_be` also those that are imported only at times."""
@@ -116,7 +117,7 @@ class _Walk:
             file = self.file_of(name)
             if name in found or file is None:
                 continue
-            if not self.is_own(name, file):
+            if not self.is_own(name):
                 self.doubts = self.doubts or self._is_doubtful(name, file)
                 continue
             found[name] = file
@@ -149,8 +150,7 @@ class _Walk:
                 yield from ((one, is_made if one == module else is_sure) for one in _with_parents(module))
 
     def _may_be_own(self, module: str) -> bool:
-        file = self.file_of(module)
-        return file is not None and self.is_own(module, file)
+        return self.file_of(module) is not None and self.is_own(module)
 
     def _is_only_a_module(self, module: str) -> bool:
         """Whether `from package import name` can mean but the file: no word of it stands in the package's own file."""

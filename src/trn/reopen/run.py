@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from trn.errors import DeviceError, TrainerError, TrnError
 from trn.feed.tensors import to_tensors
 from trn.loop.evaluation import enter_settled
 from trn.plan import make_params, torch_device
+from trn.records import Json
 from trn.reopen.checkpoint import open_checkpoint, progress_of
 from trn.reopen.code import find_trainer, refuse_own_loop
 from trn.reopen.folder import read_run
@@ -40,6 +41,12 @@ class Reopened:
     """The checkpoint's file."""
     code_sha256: str
     """Of the code that was imported: the plan's, unless another one was allowed."""
+    payload: Mapping[str, Any]
+    """What the checkpoint holds, mapped: it stays readable where a run that is training takes the file away."""
+
+    def reports(self) -> list[tuple[str, Json]]:
+        """What the trainer reported with ctx.report, kind and fields, since this was asked last."""
+        return self.ctx._reported()
 
 
 def reopen(
@@ -76,7 +83,7 @@ def reopen(
     apply_payload(plan, meta, payload, found.trainer, state, ctx)
     enter_settled(ctx, plan, progress)
     where = Path(plan.run_dir) / "checkpoints" / meta.file
-    return Reopened(plan, found.trainer, ctx, state, meta, where, found.code_sha256)
+    return Reopened(plan, found.trainer, ctx, state, meta, where, found.code_sha256, payload)
 
 
 def _device(plan: Plan, override: str | None) -> torch.device:

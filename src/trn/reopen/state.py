@@ -15,6 +15,8 @@ from trn.trainer import Context, Trainer
 
 __all__ = ["apply_payload", "apply_state", "cannot_load"]
 
+_LONGEST = 400
+
 
 def apply_state(plan: Plan, meta: CheckpointMeta, trainer: Trainer, state: Any, ctx: Context) -> None:
     """Load a verified checkpoint and apply it. Raises ResumeRefused when it cannot be loaded or a part is missing."""
@@ -46,5 +48,8 @@ def apply_payload(
 
 
 def cannot_load(meta: CheckpointMeta, error: Exception) -> ResumeRefused:
-    first = (str(error).splitlines() or [""])[0]
-    return ResumeRefused(f"it cannot be loaded: {type(error).__name__}: {first}", where=f"checkpoints/{meta.file}")
+    first, *rest = str(error).splitlines() or [""]
+    if first.endswith(":"):  # which names and shapes do not fit, torch says in the lines after it
+        first = " ".join(" ".join([first, *rest]).split())
+    said = first if len(first) <= _LONGEST else f"{first[:_LONGEST]} ..."
+    return ResumeRefused(f"it cannot be loaded: {type(error).__name__}: {said}", where=f"checkpoints/{meta.file}")

@@ -39,10 +39,10 @@ class Alongside:
             if self._mirror is not None:
                 self._mirror.admit()
 
-    def ended(self, status: str, step: int, reason: str) -> None:
-        """The job has its outcome."""
+    def ended(self, status: str | None, step: int, reason: str) -> None:
+        """The job has its outcome; None where this rank does not know it."""
         self._pulse.ended(status)
-        _logger.info("%s at step %d: %s", status, step, reason)
+        _logger.info("%s at step %d: %s", status or "ended", step, reason)
 
     def _end(self) -> None:
         if not self._is_admitted:

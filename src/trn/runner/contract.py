@@ -21,6 +21,7 @@ from trn.plan import NOT_LIBRARIES, make_plan, refuse_unfit_world, use_spec_fold
 from trn.provenance.code import code_sha256
 from trn.ranks import World
 from trn.records import Json
+from trn.reopen import other_code
 from trn.spec import LoadedSpec
 from trn.spec.plan_model import UNFINGERPRINTED, Plan
 from trn.trainer import Trainer, load_trainer
@@ -106,21 +107,27 @@ def compare_with_spec(
     return wanted.model_copy(update={"run_dir": plan.run_dir}), trainer
 
 
-def compare_with_world(plan: Plan, world: World) -> tuple[Plan, Trainer]:
+def compare_with_world(plan: Plan, world: World, *, allowed: Collection[str]) -> tuple[Plan, Trainer]:
     """The run's plan with the code, the libraries and the ranks that are here now, and the trainer.
 
-    Raises DataError; PlanRefused where the batch cannot be shared out among the ranks.
+    Raises DataError; PlanRefused where the batch cannot be shared out among the ranks; ResumeRefused for other code of
+    the trainer that is not allowed, before it runs, where that can be foreseen.
     """
     use_spec_folder(Path(plan.spec_folder))
-    trainer = load_trainer(plan.trainer.name)
-    versions = versions_here(tuple(name for name in plan.versions if name not in NOT_LIBRARIES))
-    code = plan.trainer.model_copy(update={"code_sha256": code_sha256(type(trainer).__module__)})
     for part in (plan.dataset, plan.validation):
         if part is not None:
             check_unchanged(Dataset.from_json(part.data))
+    versions = versions_here(tuple(name for name in plan.versions if name not in NOT_LIBRARIES))
+    here = plan.model_copy(update={"versions": versions, "world_size": world.world_size})
+    if other := other_code(plan):
+        revise(plan, _with_code(here, other), allowed=allowed)
+    trainer = load_trainer(plan.trainer.name)
     refuse_unfit_world(plan, trainer, world)
-    here = {"versions": versions, "trainer": code, "world_size": world.world_size}
-    return plan.model_copy(update=here), trainer
+    return _with_code(here, code_sha256(type(trainer).__module__)), trainer
+
+
+def _with_code(plan: Plan, digest: str) -> Plan:
+    return plan.model_copy(update={"trainer": plan.trainer.model_copy(update={"code_sha256": digest})})
 
 
 def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan, tuple[Difference, ...]]:
@@ -140,13 +147,14 @@ def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan,
             f"it is not the same any more: {'; '.join(map(str, refused))}.", where=plan.run_dir, hint=_hint(refused)
         )
     if not differences:
-        # the same run, but code and data may lie elsewhere now
+        # the same run, but code, data and first weights may lie elsewhere now
         here = (
             "config_path",
             "base_config_path",
             "spec_folder",
             "dataset",
             "validation",
+            "weights",
             "experiment",
             "log",
             "heartbeat_s",

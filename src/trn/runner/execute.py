@@ -242,10 +242,17 @@ def _announce(job: Job, events: EventLog) -> None:
             events.emit("data_touched", files=list(touched))
 
 
+_ASKED_FOR = frozenset({"preempted", "cancelled", "time_limit"})
+"""Endings that nobody has to be told the reason of; those of gates and of an export stand in no error."""
+
+
 def _attempt(work: Callable[[], Ending]) -> Ending:
     """The ending of `work`, whatever it raises: the boundary where every failure becomes one outcome."""
     try:
-        return work()
+        ending = work()
+        if STATUS[ending.status].exit and ending.status not in _ASKED_FOR:
+            say(f"{ending.status}: {ending.reason}")
+        return ending
     except Stopped as error:
         return Ending(error.outcome, error.message)
     except PeerFailed as error:
@@ -288,7 +295,7 @@ def _train(job: Job, journal: Journal, restored: Restored, made: Made, stop: Sto
         finish_saving(parts.saver, journal, must_hold=ended)
     is_exported = plan.export.onnx and STATUS[ending.status].exit == 0
     with company.pulse.during("export") if is_exported else contextlib.nullcontext():
-        return export_at_end(plan, journal.events, ending)
+        return export_at_end(plan, journal.events, ending, stop)
 
 
 def parts_of(job: Job, journal: Journal, made: Made, feed: Batches, stop: StopRequest, company: Company) -> Parts:

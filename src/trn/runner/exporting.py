@@ -11,18 +11,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trn.errors import STATUS, TrnError
-from trn.export import ROWS_NAME, Exported, export_checkpoint, keep_rows, skip_parity
+from trn.errors import STATUS, Stopped, StorageError, TrnError
+from trn.export import ROWS_NAME, Exported, export_checkpoint, fail_parity, keep_rows, skip_parity
 from trn.journal import EventLog
 from trn.loop.loop import Ending
+from trn.loop.stop import StopRequest
 from trn.records import JsonError, read_json
 from trn.reopen import reopen
+from trn.runner.company import is_out_of_memory
 from trn.runner.console import say
 from trn.spec.plan_model import Plan
 from trn.trainer import Trainer
 from trn.trainer.exporting import has_export
 
 __all__ = ["export_at_end", "keep_export_rows"]
+
+_WAIT_S = 600.0
+"""For a `trn export` of this run that somebody began before its end."""
 
 
 def keep_export_rows(plan: Plan, trainer: Trainer) -> None:
@@ -32,26 +37,31 @@ def keep_export_rows(plan: Plan, trainer: Trainer) -> None:
         keep_rows(plan, run_dir)
 
 
-def export_at_end(plan: Plan, events: EventLog, ending: Ending) -> Ending:
-    """The ending of the run, once its best checkpoint is exported as planned. Raises StorageError."""
+def export_at_end(plan: Plan, events: EventLog, ending: Ending, stop: StopRequest) -> Ending:
+    """The ending of the run, once its best checkpoint is exported as planned.
+
+    Raises StorageError; Stopped where a signal comes meanwhile: a resume then only exports.
+    """
     if STATUS[ending.status].exit != 0:
         return ending
     run_dir = Path(plan.run_dir)
     if not plan.export.onnx:
         reason = plan.export.reason or "not asked for"
-        if skip_parity(run_dir, plan, reason) is not None:
+        if skip_parity(run_dir, plan, reason, _WAIT_S) is not None:
             events.emit("parity", status="skipped", reason=reason, max_abs=None)
         return ending
     try:
-        exported = _export(run_dir)
+        with stop.giving_way("the export"):
+            exported = _export(run_dir)
     except TrnError as error:
-        if error.code == "io_error":
+        if isinstance(error, (StorageError, Stopped)) or is_out_of_memory(error.__cause__):
             raise
-        return _judged(plan, events, ending, f"the weights cannot be exported: {error.message}", None)
-    except Exception as error:  # noqa: BLE001 - whatever an exporter makes of a model is no fault of the training
+        return _not_exported(plan, events, ending, error.message)
+    except Exception as error:  # whatever an exporter makes of a model is no fault of the training
+        if is_out_of_memory(error):
+            raise
         first = (str(error).splitlines() or [""])[0]
-        why = f"the weights cannot be exported: {type(error).__name__}: {first}"
-        return _judged(plan, events, ending, why, None)
+        return _not_exported(plan, events, ending, f"{type(error).__name__}: {first}")
     if exported.is_published:
         events.emit("exported", files=sorted(exported.files), checkpoint=_checkpoint_of(run_dir, exported))
     parity = exported.parity or {}
@@ -65,7 +75,14 @@ def export_at_end(plan: Plan, events: EventLog, ending: Ending) -> Ending:
 def _export(run_dir: Path) -> Exported:
     # the code was compared when the job began, and what it has imported since is part of its digest now
     run = reopen(run_dir, checkpoint="best", allow_change=["code"])
-    return export_checkpoint(run.plan, run.trainer, run.state, run.ctx, run.meta)[0]
+    subject = (run.plan, run.trainer, run.state, run.ctx, run.meta)
+    return export_checkpoint(*subject, payload=run.payload, wait_s=_WAIT_S)[0]
+
+
+def _not_exported(plan: Plan, events: EventLog, ending: Ending, why: str) -> Ending:
+    reason = f"the weights cannot be exported: {why}"
+    fail_parity(Path(plan.run_dir), plan, reason)
+    return _judged(plan, events, ending, reason, None)
 
 
 def _judged(plan: Plan, events: EventLog, ending: Ending, reason: str, largest: float | None) -> Ending:

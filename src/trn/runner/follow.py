@@ -13,7 +13,7 @@ from trn.checkpoint.meta import CheckpointMeta
 from trn.checkpoint.saver import Moment, Saver
 from trn.errors import STATUS, PeerFailed, RankLost, ResumeRefused, TrainerError, TrnError
 from trn.journal import EventLog, MetricsLog
-from trn.loop.loop import Parts, train
+from trn.loop.loop import Ending, Parts, train
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
 from trn.plan import NOT_LIBRARIES, use_spec_folder, versions_here
@@ -41,12 +41,17 @@ def follow(company: Company, stop: StopRequest) -> int:
     assert ranks is not None, "a world of one has nobody to follow"
     speak_as(f"rank {ranks.rank}: ")
     own: int | None = None
+    code: int | None = None
     reason, patience_s = _FOLLOWED, math.inf
     try:
         job = company.hear_job(stop)
         is_new = not (Path(job.plan.run_dir) / "reports/events.jsonl").exists()
         with alongside(job.plan, job.job_id, company, is_new=is_new) as beside:
-            _take_part(company, job, stop, beside)
+            ending, step = _take_part(company, job, stop, beside)
+            company.watchdog.rest()
+            code = ranks.ending()  # rank 0 may export, and that may make another outcome of it
+            is_same = code == STATUS[ending.status].exit
+            beside.ended(ending.status if is_same else None, step, ending.reason)
     except Ended as error:
         own = error.exit_status
     except PeerFailed as error:
@@ -63,7 +68,8 @@ def follow(company: Company, stop: StopRequest) -> int:
             patience_s = 2.0  # perhaps it was rank 0 that is lost
     company.watchdog.rest()
     company.last_word.take()
-    code = ranks.ending(timeout_s=patience_s) if own is not None else ranks.ending()
+    if own is not None:
+        code = ranks.ending(timeout_s=patience_s)
     if code is None:
         code, reason = own or STATUS["rank_lost"].exit, reason if own else "rank 0 is gone"
     if code:
@@ -81,7 +87,8 @@ def _report(error: BaseException) -> None:
         say("".join(traceback.format_exception(error)).rstrip())
 
 
-def _take_part(company: Company, job: Job0, stop: StopRequest, beside: Alongside) -> None:
+def _take_part(company: Company, job: Job0, stop: StopRequest, beside: Alongside) -> tuple[Ending, int]:
+    """Train in step with rank 0; returns how the loop ended, and at which step."""
     plan, run_dir = job.plan, Path(job.plan.run_dir)
     use_spec_folder(Path(plan.spec_folder))
     trainer = load_trainer(plan.trainer.name)
@@ -133,7 +140,7 @@ def _take_part(company: Company, job: Job0, stop: StopRequest, beside: Alongside
         )
         company.watchdog.watch(hang_s=plan.hang_s, give_up=give_up)
         ending = train(parts, progress, {} if meta is None else meta.metrics)
-        beside.ended(ending.status, progress.step, ending.reason)
+        return ending, progress.step
 
 
 def _read_meta(path: Path) -> CheckpointMeta:

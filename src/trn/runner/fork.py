@@ -68,7 +68,7 @@ def fork(asked: Fork, *, job_id: str, note: str, stop: StopRequest, company: Com
     if asked.run_id == origin.plan.run_id:
         raise _no_id_of_its_own(asked.run_id)
     if asked.loaded is None:
-        now, trainer = compare_with_world(origin.plan, company.world)
+        now, trainer = compare_with_world(origin.plan, company.world, allowed=asked.allowed)
     else:
         now, trainer = compare_with_spec(origin.plan, asked.loaded, company.world)
     revised, changes = revise(origin.plan, now, allowed=asked.allowed)

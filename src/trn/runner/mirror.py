@@ -72,6 +72,8 @@ class Mirror:
 
     def close(self) -> None:
         """Write what has not ended, and let go of the file; what was never admitted is forgotten."""
+        if os.getpid() != self._pid:
+            return  # the lock may be held by a thread that is not here
         with self._lock:
             for stream, begun in self._begun.items():
                 self._line(stream, begun)

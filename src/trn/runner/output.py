@@ -34,6 +34,7 @@ def mask_output() -> None:
             continue
         stream.flush()
         masked: Any = MaskedOutput(buffer)
+        _masked[name] = masked
         setattr(sys, name, io.TextIOWrapper(masked, "utf-8", errors="backslashreplace", write_through=True))
         atexit.register(masked.let_go)
         os.register_at_fork(after_in_child=masked.begin_in_child)
@@ -45,10 +46,16 @@ def copy_output(name: str, take: Callable[[bytes], None] | None) -> bool:
     `take` must not raise.
     """
     buffer = getattr(getattr(sys, name), "buffer", None)
-    if not isinstance(buffer, MaskedOutput):
+    # a trainer may have put a stream of its own before the masked one, which still gets what is printed
+    masked = buffer if isinstance(buffer, MaskedOutput) else _masked.get(name)
+    if masked is None:
         return False
-    buffer.copy_to = take
+    masked.copy_to = take
     return True
+
+
+_masked: dict[str, MaskedOutput] = {}
+"""The streams that `mask_output` has put in place, by name."""
 
 
 class MaskedOutput(io.BufferedIOBase):

@@ -24,10 +24,12 @@ def install(stop: StopRequest, *, ignored_too: bool = True) -> Callable[[], None
 
     def preempt(number: int, frame: FrameType | None) -> None:
         stop.ask("preempted", f"{signal.Signals(number).name} was received")
+        stop.give_way()
 
     def cancel(number: int, frame: FrameType | None) -> None:
         if stop.outcome != "cancelled":
             stop.ask("cancelled", "SIGINT was received")
+            stop.give_way()
             return
         stop.at_once = True
         # only a trainer's own code is broken off: whatever writes comes to its end, and looks at `at_once` then

@@ -137,7 +137,10 @@ def _take_up(
         mend_journal(plan, before)
         return report(before, run_dir)
     world = company.world
-    now, trainer = compare_with_world(plan, world) if wanted is None else compare_with_spec(plan, wanted.loaded, world)
+    if wanted is None:
+        now, trainer = compare_with_world(plan, world, allowed=args.allow_change)
+    else:
+        now, trainer = compare_with_spec(plan, wanted.loaded, world)
     revised, changes = revise(plan, now, allowed=args.allow_change)
     if before is not None:
         mend_journal(plan, before)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trn.errors import ResumeRefused
 
-__all__ = ["Average", "hold_buffers", "put_back_buffers"]
+__all__ = ["Average", "hold_buffers", "make_buffers_writable", "put_back_buffers"]
 
 HeldBuffers = list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]]
 
@@ -126,6 +126,17 @@ class Average:
         return {**self._parameters, **{name: one for name, one in buffers.items() if one is not None}}
 
 
+def make_buffers_writable(model: nn.Module) -> None:
+    """Give a buffer that was made by `expand` memory for each of its numbers: else nothing can be put back into it.
+
+    That is what a refused step, a checkpoint and the other ranks' rank 0 do.
+    """
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and _is_spread(buffer):
+                module._buffers[name] = buffer.contiguous()
+
+
 def hold_buffers(model: nn.Module) -> HeldBuffers:
     """The buffers of a model and copies of them: a forward pass moves the means of a batch norm."""
     return [
@@ -153,6 +164,13 @@ def _saved_buffers(model: nn.Module) -> dict[str, tuple[dict[str, Tensor | None]
                 seen.add(buffer)
                 found[f"{prefix}.{name}" if prefix else name] = (module._buffers, name)
     return found
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    """Whether several of its numbers are one in memory."""
+    if tensor.layout is not torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _is_averaged(tensor: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 A model that cannot be compiled is trained without, and the journal says so, unless the plan is strict. Compiling
 happens in the middle of the first forward or backward pass of each kind of batch, and may fail there: the pass is then
-made again from where it began, random streams and buffers as if nothing had happened.
+made again from where it began, random streams and buffers as if nothing had happened. Where one of several ranks
+gives up, all do from the next step on.
 
 `dynamic: null` is taken for false. Left to itself torch compiles a second time for variable shapes once it has seen
 two, and what it computes then depends on which batches came before: a resumed run would not be the same.
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from trn.errors import PlanRefused, TrainerError, TrnError
+from trn.ranks.group import Group
 from trn.spec.plan_model import CompilePlan
 from trn.trainer.averaging import hold_buffers, put_back_buffers
 
@@ -43,6 +45,8 @@ class Compiled:
         self._seen: set[Any] = set()
         self.is_given_up = False
         """Whether the model runs as it is. Must survive a restart: the numbers are not the same."""
+        self._why: str | None = None
+        self._is_agreed = False
 
     def run(self, batch: Mapping[str, Any], work: Callable[[nn.Module], T]) -> T:
         """`work` with the compiled model; a failure of a first time is made good with the model as it is.
@@ -69,11 +73,27 @@ class Compiled:
             put_back_buffers(buffers)
             _put_back(streams)
             result = work(self._model)  # where this fails too it was never the compiler's fault
-            self.is_given_up = True
-            self._report("compile_fallback", error=_told(error))
+            self.is_given_up, self._why = True, _told(error)
+            self._report("compile_fallback", error=self._why)
             return result
         self._seen.add(kind)
         return result
+
+    def agree(self, ranks: Group) -> None:
+        """Give up where any rank has; all ranks ask at the same places, after they have used the model.
+
+        The journal and the checkpoint are those of rank 0: else they would not say how the others compute.
+        """
+        if ranks.world_size == 1 or self._is_agreed:
+            return
+        given_up = [rank for rank, row in enumerate(ranks.exchange([float(self.is_given_up)])) if row[0]]
+        if not given_up:
+            return
+        self._is_agreed = True
+        reasons = ranks.gather(self._why)
+        if not self.is_given_up:
+            self.is_given_up = True
+            self._report("compile_fallback", error=f"rank {given_up[0]}: {reasons[given_up[0]]}")
 
     def state_dict(self) -> dict[str, bool]:
         return {"is_given_up": self.is_given_up}
@@ -121,6 +141,8 @@ def _put_back(streams: tuple[Any, ...]) -> None:
 
 
 def _told(error: Exception) -> str:
-    """The first line of an error: a compiler's has pages."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:_LONGEST]
+    """The first line of an error: a compiler's has pages. Where that only introduces the next one, both."""
+    first, *rest = str(error).strip().splitlines() or [""]
+    if first.endswith(":") and rest:
+        first = f"{first} {rest[0].strip()}"
+    return f"{type(error).__name__}: {first}"[:_LONGEST]

@@ -182,7 +182,7 @@ class Context:
         self._row_passes = row_passes
 
     def _reported(self) -> list[tuple[str, dict[str, Any]]]:
-        """For the loop alone: what was reported since it asked last."""
+        """For the loop, or whoever stands in its place: what was reported since it was asked last."""
         if not self._reports:
             return []
         reports, self._reports = self._reports, []

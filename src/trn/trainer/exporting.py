@@ -55,6 +55,14 @@ class Export:
             raise _unfit("outputs", f"{twice!r} is the name of two inputs or outputs")
         if odd := next((name for name in names if not isinstance(name, str) or not name.isidentifier()), None):
             raise _unfit("inputs and outputs", f"{odd!r} is no plain name")
+        for what, given in (("dynamic", self.dynamic), ("sets", self.sets)):
+            if not isinstance(given, Mapping):
+                raise _unfit(what, f"expected a mapping by name, found {type(given).__name__}")
+        for name, axes in self.dynamic.items():
+            if name not in self.inputs:
+                raise _unfit(f"dynamic.{name}", f"there is no such input; there is {', '.join(self.inputs)}")
+            if not isinstance(axes, Mapping):
+                raise _unfit(f"dynamic.{name}", f"expected {{axis: name}}, found {type(axes).__name__}")
         for name, axes in self.dynamic.items():
             self._check_axes(name, axes)
         for name, axis in self.sets.items():
@@ -62,8 +70,6 @@ class Export:
                 raise _unfit(f"sets.{name}", f"expected an output and one of its axes from 0, found axis {axis!r}")
 
     def _check_axes(self, name: str, axes: Mapping[int, str]) -> None:
-        if name not in self.inputs:
-            raise _unfit(f"dynamic.{name}", f"there is no such input; there is {', '.join(self.inputs)}")
         for axis, word in axes.items():
             dimensions = self.inputs[name].dim()
             if type(axis) is not int or not 0 <= axis < dimensions:
@@ -75,7 +81,7 @@ class Export:
                 self.inputs[input_name].shape[place]
                 for input_name, named in self.dynamic.items()
                 for place, other in named.items()
-                if other == word and input_name in self.inputs and 0 <= place < self.inputs[input_name].dim()
+                if other == word and type(place) is int and 0 <= place < self.inputs[input_name].dim()
             }
             if len(others) > 1:
                 raise _unfit(f"dynamic.{name}", f"axis {axis} ({word!r}) has more than one size: {sorted(others)}")

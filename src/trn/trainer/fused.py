@@ -57,6 +57,8 @@ def _is_plain_group(group: dict[str, Any]) -> bool:
 
 def _update_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    if not parameters:  # a branch of the model that this batch did not take
+        return
     states = [optimizer.state[parameter] for parameter in parameters]
     if not all(states):
         optimizer._init_group(group, [], [], [], [], [], [])  # type: ignore[attr-defined]  # of both kinds of Adam

@@ -12,7 +12,15 @@ from trn.errors import PlanRefused, ResumeRefused
 from trn.spec.plan_model import OptimizerPlan
 from trn.trainer.groups import Group
 
-__all__ = ["OPTIMIZERS", "build_optimizer", "is_fusable", "load_optimizer", "optimizer_arguments"]
+__all__ = [
+    "OPTIMIZERS",
+    "SETS_OWN_RATES",
+    "build_optimizer",
+    "cloned",
+    "is_fusable",
+    "load_optimizer",
+    "optimizer_arguments",
+]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): kind
@@ -22,6 +30,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 # these two need a closure or sparse gradients, which the step of TorchTrainer does not give
 del OPTIMIZERS["lbfgs"], OPTIMIZERS["sparseadam"]
 
+SETS_OWN_RATES = frozenset({"rprop"})
+"""Those that look at `lr` in their first update only, and move the weights by steps of their own."""
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -81,7 +91,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, payload: dict[str, Any]) ->
     torch casts every state tensor to its parameter's type; where that was another one (nadam, asgd), the saved tensor
     is put back. Clones: the optimizer keeps what it is given, and must not stay tied to a mapped checkpoint file.
     """
-    saved = _cloned(payload)
+    saved = cloned(payload)
     _require_same_groups(saved["param_groups"], optimizer.state_dict()["param_groups"])
     optimizer.load_state_dict(saved)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -107,11 +117,12 @@ def _require_same_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]])
                 raise ResumeRefused(f"expected {expected!r}, found {name!r}.", where=f"optimizer group {index}")
 
 
-def _cloned(tree: Any) -> Any:
+def cloned(tree: Any) -> Any:
+    """The same containers with tensors of their own."""
     if isinstance(tree, torch.Tensor):
         return tree.clone()
     if isinstance(tree, dict):
-        return {key: _cloned(value) for key, value in tree.items()}
+        return {key: cloned(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(_cloned(value) for value in tree)
+        return type(tree)(cloned(value) for value in tree)
     return tree

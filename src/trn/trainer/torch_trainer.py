@@ -32,7 +32,7 @@ from torch import nn
 from trn.errors import NumericalInstability, ResumeRefused, TrainerError
 from trn.gates import require_finite
 from trn.trainer.activations import checkpoint_activations
-from trn.trainer.averaging import Average, hold_buffers, put_back_buffers
+from trn.trainer.averaging import Average, hold_buffers, make_buffers_writable, put_back_buffers
 from trn.trainer.compiling import Compiled
 from trn.trainer.contract import Context, StepResult, Trainer
 from trn.trainer.fused import update
@@ -135,6 +135,7 @@ class TorchTrainer(ABC):
         if not isinstance(model, nn.Module):
             raise TrainerError(f"build() returned {type(model).__name__}; expected a torch.nn.Module.")
         model.to(ctx.device)
+        make_buffers_writable(model)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not parameters:
             raise TrainerError("the model of build() has no parameter with a gradient.")
@@ -181,6 +182,8 @@ class TorchTrainer(ABC):
             put_back_buffers(buffers)
             state.scale = None if state.scale is None else state.scale.after_refusal()
             raise
+        if state.compiled is not None:
+            state.compiled.agree(ctx.ranks)
         gradients = [p.grad for p in state.parameters if p.grad is not None]
         if not gradients:
             raise TrainerError("no parameter got a gradient from the loss.")
@@ -264,6 +267,8 @@ class TorchTrainer(ABC):
         finally:
             for module, mode in modes:
                 module.training = mode
+        if state.compiled is not None:
+            state.compiled.agree(ctx.ranks)
         return add_up(ctx.ranks, own).means()
 
     def evaluated(self, metrics: Mapping[str, float], state: TorchState, ctx: Context) -> None:

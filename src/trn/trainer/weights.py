@@ -62,20 +62,25 @@ def load_weights(plan: WeightsPlan, model: nn.Module) -> LoadedWeights:
     """Give the model the weights of the planned file.
 
     Raises PlanRefused, with the model as it was: a file that is not the planned one, holds something else than tensors
-    by name, does not fit (with `allow_partial`, of which nothing fits), or has a parameter that is not finite.
+    by name, does not fit (with `allow_partial`, of which nothing fits), has two values for what is one tensor of the
+    model, or a parameter that is not finite.
     """
     given = read_weights(Path(plan.path), plan.sha256)
     own: dict[str, Any] = model.state_dict(keep_vars=True)
     fitting = {name: tensor for name, tensor in given.items() if _fits(own.get(name), tensor)}
-    there = {id(own[name]) for name in fitting}  # of tied tensors one name is enough
+    names: dict[int, list[str]] = {}
+    for name in fitting:
+        names.setdefault(id(own[name]), []).append(name)
     result = LoadedWeights(
         loaded=list(fitting),
-        missing=[name for name, tensor in own.items() if name not in given and id(tensor) not in there],
+        # of tied tensors one name is enough
+        missing=[name for name, tensor in own.items() if name not in given and id(tensor) not in names],
         unexpected=[name for name in given if name not in own],
         mismatched=[name for name in given if name in own and name not in fitting],
         sha256=plan.sha256,
     )
     _require_fit(plan, result, own, given)
+    _require_same(fitting, own, [tied for tied in names.values() if len(tied) > 1])
     _require_finite({name: tensor for name, tensor in fitting.items() if isinstance(own[name], nn.Parameter)}, own)
     weights = OrderedDict(fitting)
     if hasattr(given, "_metadata"):  # by which a module that migrates old weights goes
@@ -92,7 +97,11 @@ def read_weights(path: Path, sha256: str) -> Mapping[str, Any]:
     try:
         now = sha256_file(path)
     except OSError as error:
-        raise PlanRefused(f"{str(path)!r} cannot be read: {error.strerror or error}.", where=_WHERE) from error
+        raise PlanRefused(
+            f"{str(path)!r} cannot be read: {error.strerror or error}.",
+            where=_WHERE,
+            hint="Put it back, or let the spec name it where it is now.",
+        ) from error
     if now != sha256:
         raise PlanRefused(
             f"{str(path)!r} is another file than the one that was planned: its sha256 begins with {now[:12]}, "
@@ -184,6 +193,19 @@ def _require_fit(plan: WeightsPlan, result: LoadedWeights, own: Mapping[str, Any
             where=_WHERE,
             hint="With weights.allow_partial: true those that fit are taken, and the rest is recorded.",
         )
+
+
+def _require_same(fitting: Mapping[str, Any], own: Mapping[str, Any], tied: list[list[str]]) -> None:
+    """Refuse what would leave the model with the last of several values, whichever that is."""
+    for first, *others in (names for names in tied if isinstance(own[names[0]], Tensor)):
+        dtype = own[first].dtype
+        for other in others:
+            if not torch.equal(fitting[first].to(dtype), fitting[other].to(dtype)):
+                raise PlanRefused(
+                    f"{first} and {other} are one tensor of the model, and two that differ in the file.",
+                    where=_WHERE,
+                    hint="Keep one of them in the file, or untie them in `build`.",
+                )
 
 
 def _require_finite(fitting: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

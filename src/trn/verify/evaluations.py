@@ -10,11 +10,17 @@ from trn.verify.finding import Finding, Run
 
 __all__ = ["check_evaluations"]
 
+_LARGEST_BYTES = 16 << 20
+"""A record has a line for each metric, file of the data and library."""
+
 
 def check_evaluations(run: Run) -> Iterator[Finding]:
     """What a record says of a checkpoint that is gone, or was made again by a resume, nobody can check."""
     for path in sorted((run.reports / "evaluations").glob("[!.]*")):
         name = f"reports/evaluations/{path.name}"
+        if not path.is_file() or path.stat().st_size > _LARGEST_BYTES:
+            yield Finding(name, f"it is no file of at most {_LARGEST_BYTES >> 20} MiB, and so no record")
+            continue
         data = path.read_bytes()
         if problems := evaluation_problems(data):
             yield from (Finding(name, problem) for problem in problems)

@@ -15,7 +15,10 @@ __all__ = ["check_exports"]
 _PARITY = "reports/onnx_parity.json"
 _ONNX = "model.onnx"
 _SIDECAR = ".meta.json"
-_PLACES = ("exports", "exports/rejected")
+_REJECTED = "exports/rejected"
+_PLACES = ("exports", _REJECTED)
+_MAIN = {"onnx": _ONNX, "safetensors": "model.safetensors", "hf": "hf/config.json"}
+"""The file that an export of a format is nothing without."""
 
 
 def check_exports(run: Run) -> Iterator[Finding]:
@@ -29,11 +32,15 @@ def check_exports(run: Run) -> Iterator[Finding]:
             name = f"{place}/{path.name}"
             try:
                 sidecar = _read_sidecar(path)
-            except (JsonError, OSError) as error:
+                problem = _problem(run, sidecar, known) or _unfit(place, path.name, sidecar)
+                found = [Finding(f"{name}: {sidecar['format']}", problem), *_files(folder, place, sidecar)]
+            except JsonError as error:
                 yield Finding(name, str(error))
                 continue
-            yield Finding(f"{name}: {sidecar['format']}", _problem(run, sidecar, known))
-            yield from _files(folder, place, sidecar)
+            except (OSError, KeyError, TypeError, ValueError) as error:  # whatever somebody wrote into it
+                yield Finding(name, f"{type(error).__name__}: {error}")
+                continue
+            yield from found
             if sidecar["format"] == "onnx":
                 onnx[f"{place}/{_ONNX}"] = sidecar
         yield from _strangers(folder, place)
@@ -68,6 +75,20 @@ def _problem(run: Run, sidecar: Json, known: set[str]) -> str | None:
     return None
 
 
+def _unfit(place: str, name: str, sidecar: Json) -> str | None:
+    """What is wrong with a sidecar for the place where it lies."""
+    main = _MAIN.get(sidecar["format"])
+    if main is None or name != f"{main.split('/')[0]}{_SIDECAR}":
+        return f"it is not where a sidecar of format {sidecar['format']!r} belongs"
+    if main not in [one["name"] for one in sidecar["files"]]:
+        return f"it does not name {main}"
+    parity = sidecar["parity"] if sidecar["format"] == "onnx" else {"status": "passed", "policy": "fail"}
+    is_rejected = (parity["status"], parity["policy"]) == ("failed", "fail")
+    if is_rejected is not (place == _REJECTED):
+        return f"its comparison is {parity['status']} under the policy {parity['policy']}: it does not belong here"
+    return None
+
+
 def _files(folder: Path, place: str, sidecar: Json) -> Iterator[Finding]:
     for one in sidecar["files"]:
         name = str(one["name"])
@@ -76,8 +97,9 @@ def _files(folder: Path, place: str, sidecar: Json) -> Iterator[Finding]:
         elif not (folder / name).is_file():
             yield Finding(f"{place}/{name}", "it is gone")
         else:
-            same = sha256_file(folder / name) == one["sha256"]
-            problem = None if same else "its sha256 is not the one in its sidecar: it was changed or swapped"
+            size = (folder / name).stat().st_size
+            same = size == one["size_bytes"] and sha256_file(folder / name) == one["sha256"]
+            problem = None if same else "its size or sha256 is not the one in its sidecar: it was changed or swapped"
             yield Finding(f"{place}/{name}: sha256 {str(one['sha256'])[:12]}", problem)
 
 
@@ -111,6 +133,10 @@ def _parity(run: Run, onnx: dict[str, Json]) -> Iterator[Finding]:
         status
     ):
         yield Finding(_PARITY, f"status {status!r} and passed {report['passed']!r} do not go together")
+    if status == "passed" and f"exports/{_ONNX}" not in onnx:
+        # a crash between the renames of an export; the next one makes all of it again
+        yield Finding(f"{_PARITY}: of an export that is not there; export again")
+        return
     sidecar = onnx.get(str(report["onnx"]))
     if status == "skipped" and f"exports/{_ONNX}" in onnx:
         yield Finding(_PARITY, "it says skipped, and there is an ONNX file")
