@@ -95,7 +95,8 @@ def call_hook(parts: Parts, name: str, hook: Callable[[], Any]) -> Any:
     except (TrnError, MemoryError):
         raise
     except BaseException as error:
-        raise TrainerError(f"{type(error).__name__}: {error}", where=f"{name} at step {parts.ctx.step}") from error
+        said = " ".join(str(error).split())  # one line, whatever it has
+        raise TrainerError(f"{type(error).__name__}: {said}", where=f"{name} at step {parts.ctx.step}") from error
 
 
 def settle(parts: Parts, progress: Progress) -> Verdict | None:

@@ -104,6 +104,7 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
     pulse = parts.pulse
     pulse.progress, pulse.doing = progress, "train"
     pulse.mark("train_begin")
+    tell_reports(events, progress.step, ctx._reported())
     verdict = take_up(parts, progress) if progress.step else None
     while verdict is None:
         announce(parts.saver, events)

@@ -66,6 +66,7 @@ class Steps:
         self._begun = progress.step
         parts.pulse.progress, parts.pulse.doing = progress, "train"
         parts.pulse.mark("train_begin")
+        tell_reports(parts.events, progress.step, parts.ctx._reported())
         self._verdict: Verdict | None = None
 
     def begin(self) -> RawBatch | None:

@@ -395,7 +395,7 @@ class ExportSpec(_Part):
 
     onnx: bool | None = None
     """Export to ONNX and compare with ONNX Runtime; null: where the trainer can, and the extra `export` is there."""
-    opset: Annotated[int, Field(ge=18, le=99), BeforeValidator(_whole)] = 18
+    opset: Annotated[int, Field(ge=18, le=25), BeforeValidator(_whole)] = 18
     """Opset of the ONNX file."""
     parity_policy: Literal["fail", "warn"] = "fail"
     """What a difference that is too large does: end as `parity_failed`, or be reported."""

@@ -92,7 +92,7 @@ class Context:
     look; of several ranks, once they have agreed on it, between two steps.
     `ranks` are the processes of the run: what a trainer that lists "ddp" in `honours` sums and gathers with.
     `is_new` says that no checkpoint follows on `configure`: the run begins, with `plan.weights` where there are some.
-    `report(about, **fields)` has the journal tell something when the next step is made; rank 0's is written.
+    `report(about, **fields)` has the journal tell something, once training begins or the step is made; rank 0's.
     `tensors(raw_batch)` gives its columns as tensors, without a copy where the layout allows; `tensors(raw_batch,
     names)` only these, where others (strings, images) stay in Arrow.
 
@@ -159,7 +159,7 @@ class Context:
         return self.run_dir / "samples"
 
     def report(self, about: str, /, **fields: Any) -> None:
-        """Let the journal have a `note` of this when the next step is made. Fields are JSON values."""
+        """Let the journal have a `note` of this, once training begins or the step is made. Fields are JSON values."""
         self._reports.append((about, fields))
 
     def rng(self, sample_id: int) -> np.random.Generator:
