@@ -10,7 +10,7 @@ import pytest
 
 from support.compare import differences, events, final_payload, lines, outcome
 from support.forkserver import OPERATIONS, ForkServer
-from support.job import QUIET, command, write_job
+from support.job import QUIET, command, stride_of, write_job
 from trn.errors import STATUS
 from trn.files import sha256_file
 from trn.records import new_job_id
@@ -48,9 +48,9 @@ def assert_whole_or_absent(new: Path) -> bool:
 @pytest.mark.parametrize("do", ["kill", "tear", "enospc", "eio", "short"])
 def test_every_operation_of_a_fork_may_fail(server: ForkServer, source: Path, tmp_path: Path, do: str) -> None:
     before = contents(source)
-    passed_untouched, absent, n = False, 0, 0
+    passed_untouched, absent, n = False, 0, 1 - stride_of(do)
     while not passed_untouched:
-        n += 1
+        n += stride_of(do)
         folder = tmp_path / f"{n}"
         folder.mkdir()
         new, log = folder / "new", folder / "log"
@@ -71,7 +71,10 @@ def test_every_operation_of_a_fork_may_fail(server: ForkServer, source: Path, tm
         assert_ends_as(new, source)
         assert contents(source) == before
         shutil.rmtree(folder)
-    assert do == "short" or 30 < absent < n - 30, "failed both while it was made and after it was published"
+    least = 30 // stride_of(do)
+    assert do == "short" or least < absent < n // stride_of(do) - least, (
+        "failed both while it was made and after it was published"
+    )
 
 
 def assert_ends_as(new: Path, source: Path) -> None:

@@ -6,6 +6,7 @@ Shuffled data over several passes, dropout, accumulation, a schedule, and random
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,12 @@ def command(spec: Path, runs_dir: Path, run_id: str, *more: str) -> list[str]:
         *("--job-id", new_job_id(), "--config", str(spec), "--runs-dir", str(runs_dir), "--run-id", run_id),
         *(more or ("--auto-resume",)),
     ]
+
+
+def stride_of(do: str) -> int:
+    """Which of the durable operations are failed by `do`: each by a kill, of the errors each third.
+
+    With TRN_EVERY_OPERATION=all each by all of them.
+    """
+    is_each = do in ("kill", "tear") or os.environ.get("TRN_EVERY_OPERATION") == "all"
+    return 1 if is_each else 3
