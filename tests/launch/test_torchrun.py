@@ -63,7 +63,9 @@ def parent_of(pid: int) -> int:
 def test_each_rank_has_its_place_and_the_output_of_all_is_in_the_log(mark: str, log: Path, tmp_path: Path) -> None:
     names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "GLOO_SOCKET_IFNAME"]
     names.append("PYTHONHASHSEED")
-    code = f"import os; print(*(os.environ[name] for name in {names!r})); assert int(os.environ['MASTER_PORT'])"
+    # one write: the parts of a print would mix with the other rank's
+    line = f"' '.join(os.environ[name] for name in {names!r}) + chr(10)"
+    code = f"import os; os.write(1, ({line}).encode()); assert int(os.environ['MASTER_PORT'])"
     child = TorchrunLauncher(Layout(2)).start([sys.executable, "-c", code], log=log)
     assert child.wait(60) == 0, log.read_text()
     assert child.failure() is None
