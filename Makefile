@@ -36,6 +36,7 @@ bench: setup ## what we claim about speed, a quarter of an hour; BENCH=--quick: 
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/own_loop.py $(BENCH)
 	$(BIN)/trn data text --out demo/data
 	$(BIN)/python benchmarks/lm_loop.py $(BENCH)
+	$(BIN)/python benchmarks/lm_hf.py $(BENCH)
 	$(BIN)/python benchmarks/checkpoint.py $(BENCH)
 	$(BIN)/python benchmarks/startup.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/feed.py $(BENCH)
