@@ -19,8 +19,15 @@ __all__ = ["contents", "put_back_process"]
 
 @contextlib.contextmanager
 def put_back_process() -> Iterator[None]:
-    """Import path, modules, torch's settings, random streams and folder are afterwards what they were."""
-    path, modules, folder = list(sys.path), set(sys.modules), Path.cwd()
+    """Import path, modules, torch's settings, random streams and folder are afterwards what they were.
+
+    Inside, no module is there that another test wrote and imported.
+    """
+    path, folder = list(sys.path), Path.cwd()
+    others = {name: module for name, module in sys.modules.items() if _is_of_a_test(module)}
+    for name in others:
+        del sys.modules[name]
+    sys.path[:] = [entry for entry in path if "/pytest-of-" not in entry]
     threads, streams = torch.get_num_threads(), rng.held()
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     cudnn = (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
@@ -29,15 +36,19 @@ def put_back_process() -> Iterator[None]:
     finally:
         os.chdir(folder)
         sys.path[:] = path
-        for name in set(sys.modules) - modules:
-            if "/pytest-of-" in str(getattr(sys.modules[name], "__file__", None) or ""):  # written by a test
-                del sys.modules[name]
+        for name in [name for name, module in sys.modules.items() if _is_of_a_test(module)]:
+            del sys.modules[name]
+        sys.modules.update(others)
         torch.set_num_threads(threads)
         if torch.are_deterministic_algorithms_enabled() != is_deterministic:  # it imports much
             torch.use_deterministic_algorithms(is_deterministic)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
         rng.put_back(streams)
         gc.unfreeze()
+
+
+def _is_of_a_test(module: object) -> bool:
+    return "/pytest-of-" in str(getattr(module, "__file__", None) or "")
 
 
 def contents(folder: Path) -> dict[str, str]:
