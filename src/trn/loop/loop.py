@@ -140,7 +140,7 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         metrics = _finite(parts, step, result, raw)
         tokens_seen = progress.tokens_seen if result.tokens is None else (progress.tokens_seen or 0) + result.tokens
         wall_s, waited_s = parts.agreement.step_made(
-            step, metrics, result.tokens, time.perf_counter() - began_s, got_s - began_s
+            step, metrics, result.tokens, (ended_s := time.perf_counter()) - began_s, got_s - began_s
         )
         line = step_line(
             *(step, epoch, metrics, result.tokens, raw.batch_rows),
@@ -159,7 +159,7 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         progress.tally = tally.with_step(last_line["train_loss"], last_line["grad_norm"], wall_s)
         progress.step, progress.cursor, progress.tokens_seen = step, raw.next_cursor, tokens_seen
         parts.watchdog.step_ended()
-        pulse.ended_s, pulse.waited_s = time.monotonic(), waited_s
+        pulse.ended_s, pulse.waited_s = ended_s, waited_s
         pulse.waited_total_s += waited_s
         if step == begun + 1:
             pulse.mark("first_step_end")

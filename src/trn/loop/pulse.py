@@ -32,7 +32,7 @@ class Pulse:
     progress: Progress | None = None
     """How far the run is, once that is known."""
     ended_s: float | None = None
-    """When the last step ended, by time.monotonic()."""
+    """When the last step ended, by time.perf_counter()."""
     waited_s: float | None = None
     """How long that step waited for its data."""
     waited_total_s: float = 0.0

@@ -72,7 +72,7 @@ class Heartbeat:
         return {
             **self._place(),
             "doing": pulse.doing,
-            "since_step_s": None if ended_s is None else round(time.monotonic() - ended_s, 3),
+            "since_step_s": None if ended_s is None else round(time.perf_counter() - ended_s, 3),
             "rss_bytes": int(self._process.memory_info().rss),
             "device_bytes": _device_bytes(self._plan.device, self._world.local_rank),
             "data_wait_s": pulse.waited_s,

@@ -128,7 +128,8 @@ class Steps:
         parts, progress, raw = self._parts, self.progress, self._raw
         assert raw is not None, "there was something to take"
         tokens_seen = progress.tokens_seen if tokens is None else (progress.tokens_seen or 0) + _whole(tokens)
-        step, wall_s, waited_s = progress.step + 1, time.perf_counter() - self._began_s, self._got_s - self._began_s
+        ended_s, waited_s = time.perf_counter(), self._got_s - self._began_s
+        step, wall_s = progress.step + 1, ended_s - self._began_s
         line = step_line(
             *(step, self._epoch, self._passed, tokens, raw.batch_rows),
             wall_s=wall_s,
@@ -152,7 +153,7 @@ class Steps:
         if self._metric_every and step % self._metric_every == 0:
             parts.events.emit("metric", **deterministic_part(line))
         pulse = parts.pulse
-        pulse.ended_s, pulse.waited_s = time.monotonic(), waited_s
+        pulse.ended_s, pulse.waited_s = ended_s, waited_s
         pulse.waited_total_s += waited_s
         if step == self._begun + 1:
             pulse.mark("first_step_end")
