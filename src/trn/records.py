@@ -25,6 +25,7 @@ __all__ = [
     "ENDINGS",
     "EVENT_HEAD",
     "EVENT_KINDS",
+    "JOB_LOG_KINDS",
     "JOB_STATES",
     "REPORTED_KINDS",
     "RUN_ID_PATTERN",
@@ -34,6 +35,7 @@ __all__ = [
     "JsonError",
     "Outcome",
     "Position",
+    "cancel_path",
     "canonical_json",
     "deterministic_part",
     "ending_of",
@@ -102,13 +104,16 @@ EVENT_KINDS = (
     "note",
     "exported",
     "parity",
-    "uploaded",
     "stop_requested",
     "preempted",
     "cancelled",
     "completed",
     "failed",
 )
+
+JOB_LOG_KINDS = ("job_submitted", "state", "output", "job_rejected", "ended")
+"""Kinds of lines in the log of a job, which its door writes. The two called `job_` are events as well: of a request,
+before there is a run, or where there never was one."""
 
 REPORTED_KINDS = frozenset({"weights_loaded", "compile_fallback", "loss_scale"})
 """Kinds that a trainer may report; any other that it names is a `note`."""
@@ -149,6 +154,11 @@ def version_of(name: str, run_id: str) -> int | None:
     """Which version of the run `run_id` the id `name` is; None where it is none."""
     found = _VERSION.fullmatch(name.removeprefix(f"{run_id}-")) if name.startswith(f"{run_id}-") else None
     return int(found[1]) if found else None
+
+
+def cancel_path(runs_dir: Path, job_id: str) -> Path:
+    """The file that asks a job to end as cancelled: a JSON object with `reason`, and `now` where it shall not save."""
+    return runs_dir / ".trn" / "cancel" / job_id
 
 
 def new_job_id() -> str:
@@ -379,7 +389,11 @@ _LEFT_OUT = ("exact", "inexact_because")
 
 @dataclass(frozen=True)
 class JobRow:
-    """One request to bring a run forward, as the job store holds it; times are UTC, null until known."""
+    """One request to bring a run forward, as the job store holds it; times are UTC, null until known.
+
+    `devices` is the JSON text of a list of names, `["cuda:0","cpu:2"]`: what the job holds. `engine_id` is its name in
+    the engine that `launcher` is, and `generation` how many processes took the run's lock until this job did.
+    """
 
     job_id: str
     run_id: str
@@ -393,14 +407,45 @@ class JobRow:
     exit_code: int | None = None
     reason: str | None = None
     revision: int = 0
+    launcher: str = "local"
+    engine_id: str | None = None
+    devices: str | None = None
+    generation: int = 0
 
     def to_json(self) -> Json:
-        return asdict(self)
+        """The row by name, `devices` as a list; null where nothing is known or what stands there is no list."""
+        row = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**row, "devices": self.device_names() or None}
 
+    def device_names(self) -> list[str]:
+        """The devices that the job holds."""
+        try:
+            names = from_json(self.devices.encode()) if self.devices else []
+        except JsonError:
+            return []
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+    @classmethod
+    def from_json(cls, value: Json) -> JobRow:
+        """A row from what `to_json` gave, also an earlier version's. Raises JsonError for anything else."""
+        row = {**_NEW_IN_ROWS, **value}
+        devices = row.get("devices")
+        if isinstance(devices, list):
+            row["devices"] = canonical_json(devices).decode()
+        _require(row, cls, "job")
+        if row["state"] not in JOB_STATES:
+            raise JsonError(f"job: no state is called {row['state']!r}")
+        return cls(**row)
+
+
+_NEW_IN_ROWS: Json = {"launcher": "local", "engine_id": None, "devices": None, "generation": 0}
+"""What the rows of the first version of the job store did not have."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
+    "str | None": (str, type(None)),
     "int": (int,),
+    "int | None": (int, type(None)),
     "bool": (bool,),
     "bool | None": (bool, type(None)),
     "list[str] | None": (list, type(None)),
@@ -419,3 +464,12 @@ def _require(value: Json, kind: type, name: str) -> None:
         expected = _TYPES[one.type]
         if not isinstance(value[key], expected) or (bool not in expected and isinstance(value[key], bool)):
             raise JsonError(f"{name}.{key}: {value[key]!r} is not of type {one.type}")
+        if not _is_storable(value[key]):
+            raise JsonError(f"{name}.{key}: {value[key]!r} is more than a store of jobs can hold")
+
+
+def _is_storable(value: object) -> bool:
+    """Not a number of more than 64 bits, nor text with half a character, as JSON can have both."""
+    if isinstance(value, int):
+        return value.bit_length() < 64
+    return not (isinstance(value, str) and not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value))

@@ -143,7 +143,119 @@ def test_what_a_file_says_cannot_reach_the_terminal_raw(runs_dir: Path, capsys: 
     assert "\x1b" not in "".join(words(capsys, "list"))
 
 
+def listed(capsys: Capture, *arguments: str) -> list[str]:
+    return [row["run_id"] for row in answer(capsys, "list", *arguments)]
+
+
+def test_a_list_can_be_of_some_states_one_run_or_the_last_days(runs_dir: Path, capsys: Capture) -> None:
+    old = row_of(runs_dir, "old", submitted_at="2026-01-01T00:00:00.000000Z")
+    queued, dead = row_of(runs_dir, "queued", state="queued"), row_of(runs_dir, "dead", state="running")
+    with open_store(runs_dir) as store:
+        for row in (old, queued, dead):
+            store.add(row)
+        store.advance(old.job_id, "preempted", exit_code=75)
+    done = [trained(runs_dir, "done", "--then", "complete") for _ in range(2)]
+    publish(runs_dir / "copied", "job-copied").release()
+    assert sorted(listed(capsys, "--state", "lost")) == ["copied", "dead"]
+    assert listed(capsys, "--state", "running") == []
+    assert listed(capsys, "--state", "open") == ["queued"]
+    assert listed(capsys, "--state", "completed,queued") == ["done", "done", "queued"]
+    assert listed(capsys, "--state", "completed", "--state", "preempted", "--limit", "1") == ["done"]
+    assert sorted(listed(capsys, "--state", "failed")) == ["copied", "dead", "old"]
+    assert [row["job_id"] for row in answer(capsys, "list", "--run", "done")] == [*reversed(done)]
+    assert listed(capsys, "--run", "copied") == ["copied"]
+    assert listed(capsys, "--run", "nobody") == []
+    assert "old" not in listed(capsys, "--since", "2h")
+    assert listed(capsys, "--since", "2026-01-01", "--run", "old") == ["old"]
+    assert listed(capsys, "--since", "2026-01-01T02:00:00+01:00", "--run", "old") == []
+    assert "no state is called 'runing'" in error(capsys, "list", "--state", "runing")
+    assert "expected an age or a time, found 'soon'" in error(capsys, "list", "--since", "soon")
+
+
+def test_a_list_is_of_twenty_unless_all_are_asked_for(runs_dir: Path, capsys: Capture) -> None:
+    with open_store(runs_dir) as store:
+        for number in range(22):
+            store.add(row_of(runs_dir, f"run-{number:02}", state="queued"))
+    assert listed(capsys) == [f"run-{number:02}" for number in range(21, 1, -1)]
+    assert len(listed(capsys, "--all")) == 22
+
+
+def test_a_list_shows_devices_and_launchers_where_there_are_any(runs_dir: Path, capsys: Capture) -> None:
+    here = row_of(runs_dir, "here", state="queued", devices='["cuda:0","cpu:2"]')
+    there = row_of(runs_dir, "there", state="queued", launcher="slurm", engine_id="4711")
+    with open_store(runs_dir) as store:
+        store.add(here)
+        store.add(there)
+    header, second, first = words(capsys, "list")
+    assert header.split() == ["RUN", "STATE", "EXIT", "SUBMITTED", "(UTC)", "DEVICES", "LAUNCHER", "JOB"]
+    assert "cuda:0,cpu:2" in first.split()
+    assert "slurm 4711" in second
+    assert [row["devices"] for row in answer(capsys, "list")] == [None, ["cuda:0", "cpu:2"]]
+
+
+def test_a_list_without_a_store_is_the_same_and_says_so_once_its_index_is_damaged(
+    runs_dir: Path, capsys: Capture
+) -> None:
+    first = trained(runs_dir, "one", "--then", "complete")
+    trained(runs_dir, "two", "--then", "refuse")
+    before = answer(capsys, "list")
+    remove_store(runs_dir)
+    paths = sorted(runs_dir.rglob("*"))
+    assert main(["list", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == before
+    assert captured.err == "trn: the job store was lost: 2 jobs are known from its index\n"
+    assert sorted(runs_dir.rglob("*")) == paths, "a verb that reads makes nothing"
+    index = runs_dir / "jobs/index.jsonl"
+    lines = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join([lines[0][:40] + b"\n", b"\xff\n", b"[]\n", *lines[1:], b'{"torn']))
+    assert main(["list", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == before
+    assert captured.err.splitlines()[1:] == [f"trn: {index}: 3 damaged lines were left out"]
+    index.unlink()
+    assert [row["job_id"] for row in answer(capsys, "list")] == [first], "what was refused has no folder"
+
+
+def remove_store(runs_dir: Path) -> None:
+    for path in (runs_dir / ".trn").glob("jobs.*"):
+        path.unlink()
+
+
 # status
+
+
+def test_status_shows_the_attempts_and_what_the_job_holds(runs_dir: Path, capsys: Capture) -> None:
+    first = trained(runs_dir, "demo", "--then", "die")
+    second = row_of(runs_dir, "demo", state="queued", launcher="slurm-of-old", engine_id="4711", devices='["cuda:0"]')
+    with open_store(runs_dir) as store:
+        store.add(second)
+    said = words(capsys, "status", "demo")
+    assert "state      queued" in said
+    assert "devices    cuda:0" in said
+    assert "launcher   slurm-of-old 4711" in said
+    at = said.index("attempts   2")
+    reason = "the runner was killed by SIGKILL without an outcome"
+    assert said[at + 1].split("  ", 2)[2].strip().endswith(f"{first}  crashed (exit 71): {reason}")
+    assert said[at + 2].endswith(f"{second.job_id}  queued")
+    document = answer(capsys, "status", "demo")
+    assert (document["exit_code"], document["devices"], document["engine_id"]) == (None, ["cuda:0"], "4711")
+    assert [(row["state"], row["exit_code"]) for row in document["jobs"]] == [("crashed", 71), ("queued", None)]
+
+
+def test_status_says_how_long_a_running_job_will_take(runs_dir: Path, capsys: Capture) -> None:
+    row = row_of(runs_dir, "demo")
+    with open_store(runs_dir) as store:
+        store.add(row)
+        store.advance(row.job_id, "running")
+    lock = publish(runs_dir / "demo", row.job_id)
+    job = Job(runs_dir / "demo", row.job_id)
+    job.begin(1000, 0)
+    job.train(500)
+    assert answer(capsys, "status", "demo")["eta_s"] == pytest.approx(10.0)
+    assert any(line.startswith("progress   step 500/1000") and "eta 0:10" in line for line in words(capsys, "status"))
+    lock.release()
+    assert answer(capsys, "status", "demo")["eta_s"] is None
 
 
 def test_status_says_how_a_run_stands(runs_dir: Path, capsys: Capture) -> None:
@@ -207,7 +319,7 @@ def test_a_refused_job_does_not_hide_the_run_that_is_there(runs_dir: Path, capsy
 def test_a_job_that_was_refused_has_a_status_without_a_folder(runs_dir: Path, capsys: Capture) -> None:
     trained(runs_dir, "demo", "--then", "refuse")
     said = words(capsys, "status", "demo")
-    assert "state      rejected" in said
+    assert "state      rejected (exit 78)" in said
     assert "reason     plan error [plan_refused] at seed: no such thing." in said
     assert f"folder     {runs_dir / 'demo'} (never made)" in said
 

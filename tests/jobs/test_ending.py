@@ -10,6 +10,7 @@ import pytest
 from support.door import row_of
 from support.stand_in import Job, outcome_of_job, publish
 from trn import files
+from trn.errors import exit_code
 from trn.files import AppendLog, Lock, write_atomic
 from trn.jobs import outcome_of
 from trn.jobs.ending import Ending, settle
@@ -383,3 +384,18 @@ def test_epochs_are_counted_in_steps_and_not_from_events_that_a_resume_went_behi
     outcome = settle(row, KILLED).outcome
     assert outcome is not None
     assert (outcome.step, outcome.epochs_completed) == (4, 1)
+
+
+def test_a_job_whose_run_was_taken_by_another_is_told_so_and_the_other_one_s_ending_stands(tmp_path: Path) -> None:
+    run_dir = tmp_path / "demo"
+    zombie, following = row_of(tmp_path, "demo"), row_of(tmp_path, "demo")
+    publish(run_dir, zombie.job_id).release()
+    Job(run_dir, zombie.job_id).begin(3, 0)
+    second = Job(run_dir, following.job_id)
+    second.begin(3, 0)
+    second.end("completed")
+    before = (run_dir / "reports/outcome.json").read_bytes()
+    ending = settle(zombie, exit_code("resume_refused"))
+    assert (ending.state, ending.is_lost) == ("crashed", False)
+    assert ending.reason == "another process took the run meanwhile, and this one wrote nothing more"
+    assert (run_dir / "reports/outcome.json").read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -93,6 +94,16 @@ def test_a_damaged_outcome_is_none(runs_dir: Path, content: bytes) -> None:
     assert observe(row_of(runs_dir, "demo", state="running"), runs_dir).state == "lost"
 
 
+def test_an_outcome_whose_text_no_store_can_hold_is_none_and_blocks_nobody(runs_dir: Path) -> None:
+    row = row_of(runs_dir, "demo", state="running")
+    put_outcome(runs_dir, row, "completed")
+    path = runs_dir / "demo" / "reports" / "outcome.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "reason": "half a character: \ud800"}))
+    with open_store(runs_dir) as store:
+        store.add(row)
+        assert [one.state for one in record_lost(store)] == ["lost"]
+
+
 @pytest.mark.parametrize("state", OPEN)
 def test_a_job_is_not_lost_while_its_door_is_there(runs_dir: Path, state: str) -> None:
     row = row_of(runs_dir, "demo", state=state)
@@ -102,6 +113,31 @@ def test_a_job_is_not_lost_while_its_door_is_there(runs_dir: Path, state: str) -
     assert observe(row, runs_dir) == row
     door.release()
     assert observe(row, runs_dir).state == "lost"
+
+
+def test_a_job_that_waits_its_turn_is_not_lost(runs_dir: Path) -> None:
+    row = row_of(runs_dir, "demo", state="queued")
+    assert observe(row, runs_dir) == row
+    put_outcome(runs_dir, row, "cancelled")
+    assert (observe(row, runs_dir).state, observe(row, runs_dir).exit_code) == ("cancelled", 92)
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "ray", "kubernetes"])
+@pytest.mark.parametrize("state", [*OPEN, "queued"])
+def test_a_job_that_an_engine_has_is_not_lost_for_want_of_a_process_here(
+    runs_dir: Path, launcher: str, state: str
+) -> None:
+    row = row_of(runs_dir, "demo", state=state, launcher=launcher, engine_id="4711")
+    assert observe(row, runs_dir) == row
+    with open_store(runs_dir) as store:
+        store.add(row)
+        assert record_lost(store) == []
+    put_outcome(runs_dir, row, "completed")
+    assert observe(row, runs_dir).state == "completed"
+
+
+def test_a_job_of_torchrun_here_is_lost_as_any_other(runs_dir: Path) -> None:
+    assert observe(row_of(runs_dir, "demo", state="running", launcher="torchrun"), runs_dir).state == "lost"
 
 
 def test_a_job_is_not_lost_while_its_folder_is_being_made(runs_dir: Path) -> None:
@@ -170,8 +206,10 @@ def test_a_writing_door_records_what_became_of_jobs_without_a_door(
     launch_lock(runs_dir, dead.job_id).touch()
     assert door.acquire()
     with open_store(runs_dir) as store:
-        for row in (dead, preempted, attended, running):
+        for row in (dead, preempted, attended):
             store.add(row)
+        found = store.get(running.job_id)
+        assert found is not None, "it began before there was a store, which took it from its folder"
         put_outcome(runs_dir, preempted, "preempted")
         recorded = {row.run_id: row for row in record_lost(store)}
         assert {run_id: row.state for run_id, row in recorded.items()} == {"dead": "lost", "preempted": "preempted"}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from trn.doors.targets import runs_folder
-from trn.jobs import rows_of_folders
+from trn.errors import StorageError
+from trn.jobs import open_store
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["complete_file", "complete_folder", "complete_run", "completion_command"]
 
 _VARIABLE = "_TRN_COMPLETE"
+_MOST_NAMES = 200
 
 
 def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
@@ -29,10 +31,10 @@ def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     if os.sep in incomplete:
         return complete_folder(ctx, param, incomplete)
     try:
-        rows = rows_of_folders(runs_folder(ctx.params.get("runs_dir")), ())
-    except OSError:
+        with open_store(runs_folder(ctx.params.get("runs_dir"))) as store:
+            return [CompletionItem(run_id) for run_id in store.names_of_runs(incomplete, _MOST_NAMES)]
+    except (OSError, StorageError):
         return []
-    return [CompletionItem(row.run_id) for row in rows if row.run_id.startswith(incomplete)]
 
 
 def complete_folder(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:

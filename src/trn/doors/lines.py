@@ -10,6 +10,7 @@ from trn.doors.text import clean_line
 from trn.records import ENDINGS
 
 __all__ = [
+    "attempt_line",
     "duration",
     "event_line",
     "number",
@@ -93,6 +94,14 @@ def outcome_line(outcome: Mapping[str, Any]) -> str:
     line = f"{outcome.get('status')} at step {outcome.get('step')} (exit {outcome.get('exit_code')})"
     reason = str(outcome.get("reason") or "")
     return clean_line(f"{line}: {reason}" if reason and reason != outcome.get("status") else line)
+
+
+def attempt_line(row: Mapping[str, Any]) -> str:
+    """One job of a run: `2026-11-22 09:30:00  job-...  crashed (exit 71): the runner was killed`."""
+    code = "" if row.get("exit_code") is None else f" (exit {row['exit_code']})"
+    reason = f": {row['reason']}" if row.get("reason") and row["reason"] != row["state"] else ""
+    submitted = str(row["submitted_at"])[:19].replace("T", " ")
+    return clean_line(f"{submitted}  {row['job_id'] or 'unknown'}  {row['state']}{code}{reason}")
 
 
 def event_line(event: Mapping[str, Any]) -> str:

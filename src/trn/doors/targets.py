@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trn.errors import UsageError
-from trn.jobs import open_store, rows_of_folders
+from trn.jobs import open_store
 from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, JobRow
 
 __all__ = ["Target", "check_run_id", "find", "runs_folder"]
+
+
+_NEAREST_OF = 1000
+"""Of so many of the newest jobs, the nearest names are told."""
 
 
 class Target(NamedTuple):
@@ -83,16 +87,18 @@ def _of_path(text: str) -> Target:
 def _unknown(text: str, runs_dir: Path) -> UsageError:
     import difflib  # for this message only, and the verbs that come here are to start quickly
 
-    names = [row.run_id for row in rows_of_folders(runs_dir, ())]
+    with open_store(runs_dir) as store:
+        jobs = store.list(limit=_NEAREST_OF)
+        runs = [*(row for row in jobs if row.state != "rejected"), *store.runs_without_jobs(_NEAREST_OF)]
+    newest = sorted(runs, key=lambda row: row.submitted_at, reverse=True)
+    names = list(dict.fromkeys(row.run_id for row in newest))
     if not names:
         return UsageError(
             f"no run or job is called {text!r}: there are no runs here.",
             where=str(runs_dir),
             hint="Start one with `trn run --config FILE`, or say where they are with --runs-dir or TRN_RUNS_DIR.",
         )
-    with open_store(runs_dir) as store:
-        job_ids = [row.job_id for row in store.list(limit=1000)]
-    near = difflib.get_close_matches(text, [*names, *job_ids], n=3)
+    near = difflib.get_close_matches(text, [*names, *(row.job_id for row in jobs)], n=3)
     return UsageError(
         f"no run or job is called {text!r}.",
         where=str(runs_dir),

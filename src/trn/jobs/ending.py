@@ -8,6 +8,7 @@ that the folder tells one ending, in both places, whenever somebody was there to
     there          missing          the event is written from the outcome
     missing        there            the outcome is written from the event
     missing        missing          `crashed` (71), `cancelled` (92) where a SIGINT did it, or `io_error` (74);
+                                    `crashed` too of a job whose run another one took;
                                     of several ranks, what the first that failed says, or `rank_lost` (87) if killed
 
 A door can be late: stopped with Ctrl-Z while another job took the run up, and perhaps completed it. outcome.json is
@@ -20,7 +21,6 @@ A job that left nothing in the run's folder was refused, or was stopped before i
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 from collections.abc import Collection
@@ -30,8 +30,8 @@ from typing import Any
 
 from trn.checkpoint.meta import CheckpointMeta, listed_steps, meta_name
 from trn.errors import STATUS, StorageError, exit_code
-from trn.files import Lock, last_line, make_folder, move, write_atomic
-from trn.jobs.observe import checked_id, outcome_of
+from trn.files import Lock, holder_note, last_line, make_folder, move, write_atomic
+from trn.jobs.folders import checked_id, outcome_of
 from trn.journal import EventLog
 from trn.records import (
     ENDINGS,
@@ -104,7 +104,7 @@ def _settle(row: JobRow, returncode: int, forwarded: Collection[int], crash: Jso
         return _ending(seen.outcome_or(crash))
     lock = Lock(run_dir / ".lock")
     try:
-        if not lock.acquire(note=f"pid={os.getpid()} job={row.job_id}", wait_s=_LOCK_WAIT_S):
+        if not lock.acquire(holder_note(row.job_id), wait_s=_LOCK_WAIT_S):
             return _ending(seen.outcome_or(crash))
     except StorageError as error:
         return replace(_ending(seen.outcome_or(crash)), problem=str(error))
@@ -246,6 +246,8 @@ def _crash(returncode: int, forwarded: Collection[int], said: str) -> Json:
     by_user = signal.SIGINT in forwarded and returncode == -signal.SIGINT
     status = "rank_lost" if said and returncode < 0 else (_SPOKEN | _FALLEN).get(returncode, "crashed")
     status = "cancelled" if by_user else status
+    if returncode == exit_code("resume_refused"):  # of a job that had begun: see trn.runner.fence
+        said = said or "another process took the run meanwhile, and this one wrote nothing more"
     return {
         "outcome": status,
         "exit_code": exit_code(status),

@@ -5,6 +5,7 @@ A row says what its door knew last; a door can be killed, so the row alone is ne
     the run's `.lock` is held by this job                         running
     reports/outcome.json, or outcomes/<job_id>.json, is its own   that outcome
     its door, or the maker of its folder, holds a lock            as the row says
+    it waits in the queue, or an engine has it                    as the row says: nobody here has to be at work yet
     none of these                                                 lost
 
 Locks die with their holders, so no process id is ever asked. Reading changes nothing; `record_lost` is for doors that
@@ -13,28 +14,21 @@ write anyway.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Collection
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-from trn.errors import StorageError
 from trn.files import is_locked, remove
+from trn.jobs.folders import checked_id, is_id, outcome_of
 from trn.jobs.store import Store
-from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, JobRow, JsonError, Outcome, read_json, utc_now
+from trn.records import JobRow, Outcome, utc_now
 
 __all__ = [
     "OPEN_STATES",
     "UNREADABLE",
-    "checked_id",
     "launch_lock",
     "observe",
-    "outcome_of",
     "record_lost",
-    "row_of_folder",
-    "rows_of_folders",
 ]
 
 OPEN_STATES = frozenset({"submitted", "queued", "starting", "running"})
@@ -43,7 +37,9 @@ OPEN_STATES = frozenset({"submitted", "queued", "starting", "running"})
 UNREADABLE = "its folder cannot be read: "
 """How the reason begins of a row that could not be looked at."""
 
-_PLAN = Path("reports") / "resolved_config.json"
+_LOCAL_LAUNCHERS = frozenset({"local", "torchrun", "inline"})
+"""Launchers whose processes are of this machine, and hold locks that can be seen here."""
+
 _LOST = "nobody holds the run any more, and no outcome was written"
 _HOLDER = re.compile(r"\bjob=(\S+)")
 
@@ -51,18 +47,6 @@ _HOLDER = re.compile(r"\bjob=(\S+)")
 def launch_lock(runs_dir: Path, job_id: str) -> Path:
     """The lock that a foreground door holds from before its job's row exists until after the row has its end."""
     return runs_dir / ".trn" / "launch" / f"{checked_id(job_id)}.lock"
-
-
-def is_id(job_id: str) -> bool:
-    """Whether it may be a part of a path; ids are read from files that anybody may have written."""
-    return RUN_ID_PATTERN.fullmatch(job_id) is not None
-
-
-def checked_id(job_id: str) -> str:
-    """The id, for use in a path. Raises StorageError for one that could lead elsewhere."""
-    if not is_id(job_id):
-        raise StorageError(f"this is no job id: {job_id[:80]!r}.")
-    return job_id
 
 
 def observe(row: JobRow, runs_dir: Path) -> JobRow:
@@ -90,7 +74,14 @@ def _seen(row: JobRow, runs_dir: Path, run_dir: Path) -> JobRow:
         return replace(row, job_id=holder, state="running", reason=None)
     if outcome := outcome_of(run_dir, row.job_id):
         return _ended(row, outcome)
-    return row if attended else replace(row, state="lost", reason=_LOST)
+    if attended or _is_with_others(row):
+        return row
+    return replace(row, state="lost", reason=row.reason if row.state == "lost" and row.reason else _LOST)
+
+
+def _is_with_others(row: JobRow) -> bool:
+    """Whether it may go on though nobody here is at work: it waits for its turn, or its engine knows where it is."""
+    return row.state == "queued" or (row.launcher not in _LOCAL_LAUNCHERS and row.state != "lost")
 
 
 def _is_attended(runs_dir: Path, job_id: str) -> bool:
@@ -122,51 +113,6 @@ def _ended(row: JobRow, outcome: Outcome) -> JobRow:
         exit_code=outcome.exit_code,
         started_at=row.started_at or outcome.started_at,
         ended_at=outcome.ended_at,
-    )
-
-
-def outcome_of(run_dir: Path, job_id: str) -> Outcome | None:
-    """How the job ended, from the run's folder; with job id "" how the run's last job did. None: no whole outcome."""
-    reports = run_dir / "reports"
-    paths = [reports / "outcome.json", *([reports / "outcomes" / f"{job_id}.json"] if is_id(job_id) else [])]
-    for path in paths:
-        try:
-            outcome = Outcome.from_json(read_json(path))
-        except (FileNotFoundError, NotADirectoryError, JsonError):
-            continue
-        if is_id(outcome.job_id) and job_id in (outcome.job_id, ""):
-            return outcome
-    return None
-
-
-def rows_of_folders(runs_dir: Path, known: Collection[str]) -> list[JobRow]:
-    """A row for each run in `runs_dir` whose id is not in `known`, the newest first: a lost store costs no run.
-
-    The rows have no job id, the state `lost` and the time of the plan; `observe` completes those that are shown.
-    """
-    rows = []
-    try:
-        entries = list(os.scandir(runs_dir))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    for entry in entries:
-        if entry.name in known or entry.name in RESERVED_RUN_IDS or not RUN_ID_PATTERN.fullmatch(entry.name):
-            continue
-        if entry.is_dir(follow_symlinks=False) and (Path(entry.path) / _PLAN).is_file():
-            rows.append(row_of_folder(Path(entry.path)))
-    return sorted(rows, key=lambda row: row.submitted_at, reverse=True)
-
-
-def row_of_folder(run_dir: Path) -> JobRow:
-    """A row for a run of which no job is known, see `rows_of_folders`. Raises OSError where there is no plan."""
-    planned = datetime.fromtimestamp((run_dir / _PLAN).stat().st_mtime, UTC)
-    return JobRow(
-        job_id="",
-        run_id=run_dir.name,
-        run_dir=str(run_dir),
-        state="lost",
-        config_path="",
-        submitted_at=planned.isoformat(timespec="microseconds").replace("+00:00", "Z"),
     )
 
 

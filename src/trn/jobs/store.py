@@ -1,31 +1,35 @@
-"""The job store: one SQLite table whose columns are `records.JobRow`, and an append-only index of all changes.
+"""The job store: one row a job, changed by compare-and-swap, and an append-only index of all changes.
 
-    <runs_dir>/.trn/jobs.db         WAL; `PRAGMA user_version` is the version of the table, a newer one is refused
+    <runs_dir>/.trn/jobs.db         SQLite, WAL; its columns are `records.JobRow` (table), made again if lost (database)
     <runs_dir>/.trn/jobs.lock       held for every change
-    <runs_dir>/jobs/index.jsonl     {"ts", ...JobRow} for every change, in order
+    <runs_dir>/jobs/index.jsonl     {"ts", ...JobRow} for every change, in order (index)
 
 A change is compare-and-swap on `revision`, and its line is written before its commit: after a crash in between, the
-index holds a line whose (job_id, revision) comes again; the last one of a revision holds. Commits survive the death
-of the process, and the last ones may be gone after a power cut (`synchronous=NORMAL`): the folders of the runs are
-the truth, the store only lists who asked for what.
+index holds a line whose (job_id, revision) comes again; the last line of a job holds. Commits survive the death of the
+process, and the last ones may be gone after a power cut (`synchronous=NORMAL`): the folders of the runs are the truth,
+the store only lists who asked for what.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import heapq
 import sqlite3
-from collections.abc import Collection, Iterator
-from dataclasses import astuple, fields, replace
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 from trn.errors import STATUS, StorageError
-from trn.files import Lock, append_line, make_folder
-from trn.records import JobRow, json_line, utc_now
+from trn.files import make_folder, sweep
+from trn.jobs.database import Database, damaged
+from trn.jobs.folders import is_run
+from trn.jobs.index import index_path, note, write_index
+from trn.jobs.looks import forget, is_noted, known_runs, look, put_look, runs_without_jobs
+from trn.jobs.table import COLUMNS, columns_of, put, rows_of, values_of, version_of_table
+from trn.records import JobRow
 
 __all__ = ["MOVES", "Store", "job_log", "open_store"]
 
@@ -33,7 +37,7 @@ _OUTCOMES = frozenset(STATUS)
 
 MOVES: dict[str, frozenset[str]] = {
     "submitted": frozenset({"queued", "starting", "running", "rejected", "lost"}) | _OUTCOMES,
-    "queued": frozenset({"starting", "rejected", "lost"}) | _OUTCOMES,
+    "queued": frozenset({"starting", "running", "rejected", "lost"}) | _OUTCOMES,
     "starting": frozenset({"running", "rejected", "lost"}) | _OUTCOMES,
     "running": frozenset({"lost"}) | _OUTCOMES,
     "lost": frozenset({"running"}) | _OUTCOMES,
@@ -42,21 +46,6 @@ MOVES: dict[str, frozenset[str]] = {
 
 A state in between may be skipped when the store could not be written. `lost` was only seen: the disk may know better.
 """
-
-_VERSION = 1
-_BUSY_S = 30.0
-_DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
-_COLUMNS = tuple(field.name for field in fields(JobRow))
-_TABLE = f"""
-CREATE TABLE jobs (
-  {", ".join(f"{name} {'INTEGER' if name in ('pid', 'exit_code', 'revision') else 'TEXT'}" for name in _COLUMNS)},
-  PRIMARY KEY (job_id)
-) STRICT;
-CREATE INDEX jobs_by_run ON jobs (run_id, submitted_at);
-CREATE INDEX jobs_by_time ON jobs (submitted_at, job_id);
-PRAGMA user_version = {_VERSION};
-"""
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
 
 
 def open_store(runs_dir: Path) -> Store:
@@ -72,7 +61,7 @@ def job_log(runs_dir: Path, row: JobRow) -> Path:
     try:
         day = datetime.fromisoformat(row.submitted_at)
     except ValueError as error:
-        raise _damaged(runs_dir / ".trn" / "jobs.db", str(error)) from error
+        raise damaged(runs_dir / ".trn" / "jobs.db", str(error)) from error
     return runs_dir / "logs" / f"{day:%Y/%m/%d}" / f"{row.job_id}.log"
 
 
@@ -85,18 +74,26 @@ class Store:
 
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
-        self.path = runs_dir / ".trn" / "jobs.db"
-        self._index = runs_dir / "jobs" / "index.jsonl"
-        self._connection: sqlite3.Connection | None = None
+        self._database = Database(runs_dir)
+        self.path = self._database.path
+        self._index = index_path(runs_dir)
+
+    @property
+    def news(self) -> tuple[str, ...]:
+        """What to tell of a store that was lost: where its jobs are known from now, and what could not be read."""
+        rebuilt = self._database.rebuilt
+        if rebuilt is None or not (rebuilt.rows or rebuilt.problems):
+            return ()
+        return (f"the job store was lost: {len(rebuilt.rows)} jobs are known from {rebuilt.source}", *rebuilt.problems)
 
     # Changes
 
     def add(self, row: JobRow) -> None:
         """Put a new job in. Raises StorageError for a job id that is there already."""
-        with self._changing() as connection:
-            marks = ", ".join("?" * len(_COLUMNS))
-            connection.execute(f"INSERT INTO jobs VALUES ({marks})", astuple(row))
-            self._note(row)
+        with self._database.changing() as connection:
+            put(connection, [row])
+            self._note(connection, row)
+        self._look(is_patient=False)
 
     def swap(self, row: JobRow, state: str, **changes: Any) -> JobRow | None:
         """Move the job to `state`; returns its new row, or None, and changes nothing, if it is not at `row` any more.
@@ -106,15 +103,19 @@ class Store:
         if state not in MOVES.get(row.state, frozenset()):
             raise StorageError(f"job {row.job_id} is {row.state} and cannot become {state}.", where=str(self.path))
         moved = replace(row, state=state, revision=row.revision + 1, **changes)
-        with self._changing() as connection:
-            columns = ", ".join(f"{name} = ?" for name in _COLUMNS)
+        with self._database.changing() as connection:
+            columns = ", ".join(f"{name} = ?" for name in COLUMNS)
             changed = connection.execute(
                 f"UPDATE jobs SET {columns} WHERE job_id = ? AND revision = ?",
-                (*astuple(moved), row.job_id, row.revision),
+                (*values_of(moved), moved.job_id, moved.revision - 1),
             )
             if changed.rowcount == 0:
                 return None
-            self._note(moved)
+            if moved.state == "rejected" and (self.runs_dir / moved.run_id).is_dir():
+                forget(connection)
+            self._note(connection, moved)
+        if moved.state == "running" or moved.state not in MOVES:
+            self._look(is_patient=True)
         return moved
 
     def advance(self, job_id: str, state: str, **changes: Any) -> JobRow:
@@ -126,19 +127,47 @@ class Store:
             if moved := self.swap(row, state, **changes):
                 return moved
 
+    def _note(self, connection: sqlite3.Connection, row: JobRow) -> None:
+        """Write the change down, before it is committed."""
+        if self._index.exists():
+            note(self._index, row)
+        else:  # the first one, or somebody removed it
+            make_folder(self._index.parent)
+            sweep(self._index.parent)
+            everything = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM jobs ORDER BY submitted_at, job_id")
+            write_index(self._index, rows_of(everything))
+
+    def _look(self, is_patient: bool) -> None:
+        """Note which folders no job is known of, for those who read. The change is done: this may fail.
+
+        A folder that was made a moment ago is waited for where the job has begun, and is a while at work from now on.
+        """
+        with contextlib.suppress(StorageError, OSError):
+            with self._database.reading() as connection:
+                found = None if is_noted(connection, self.runs_dir) else look(connection, self.runs_dir, is_patient)
+            if found is not None:
+                with self._database.changing() as connection:
+                    put_look(connection, found)
+
     # Reading
 
     def get(self, job_id: str) -> JobRow | None:
         """One job, or None."""
         return next(iter(self._select("WHERE job_id = ?", (job_id,))), None)
 
-    def list(self, limit: int | None = None, states: Collection[str] = ()) -> tuple[JobRow, ...]:
-        """The newest `limit` jobs, the newest first; with `states`, only jobs whose row says one of these."""
-        where = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
-        return self._select(
-            f"{where} ORDER BY submitted_at DESC, job_id DESC LIMIT ?",
-            (*states, -1 if limit is None else limit),
-        )
+    def list(self, limit: int | None = None, states: Collection[str] = (), since: str = "") -> tuple[JobRow, ...]:
+        """The newest `limit` jobs, the newest first; with `states`, only jobs whose row says one of these.
+
+        `since` leaves out what was submitted before that time, which is as `utc_now` writes it.
+        """
+        tail = "submitted_at >= ? ORDER BY submitted_at DESC, job_id DESC LIMIT ?"
+        end = (since, -1 if limit is None else limit)
+        if not states:
+            return self._select(f"WHERE {tail}", end)
+        # one question a state: each is answered in order from the index, and none reads more than it gives
+        by_state = [self._select(f"WHERE state = ? AND {tail}", (state, *end)) for state in sorted(set(states))]
+        merged = heapq.merge(*by_state, key=lambda row: (row.submitted_at, row.job_id), reverse=True)
+        return tuple(merged)[:limit]
 
     def of_run(self, run_id: str) -> tuple[JobRow, ...]:
         """All jobs of one run, the oldest first."""
@@ -146,18 +175,33 @@ class Store:
 
     def run_ids(self) -> frozenset[str]:
         """The ids of all runs that a job was ever begun for; one that was refused has not begun."""
-        with self._reading() as connection:
-            if connection is None:
-                return frozenset()
-            return frozenset(
-                row[0] for row in connection.execute("SELECT DISTINCT run_id FROM jobs WHERE state != 'rejected'")
-            )
+        with self._database.reading() as connection:
+            return known_runs(connection)
+
+    def runs_without_jobs(self, limit: int | None = None) -> tuple[JobRow, ...]:
+        """A row, without a job id, for each run whose folder is there and of which no job is known, the newest first.
+
+        Raises OSError where the folder of the runs cannot be read.
+        """
+        with self._database.reading() as connection:
+            return tuple(runs_without_jobs(connection, self.runs_dir, limit))
+
+    def names_of_runs(self, beginning: str, limit: int) -> tuple[str, ...]:
+        """The ids of the newest runs that begin so and whose folders are there, the newest first. Raises OSError."""
+        clause = "WHERE run_id >= ? AND run_id < ? AND state != 'rejected' GROUP BY run_id ORDER BY 2 DESC LIMIT ?"
+        with self._database.reading() as connection:
+            found = connection.execute(
+                f"SELECT run_id, max(submitted_at) FROM jobs {clause}", (beginning, beginning + "\U0010ffff", limit)
+            ).fetchall()
+        found = [(run_id, at) for run_id, at in found if is_run(self.runs_dir / run_id)]
+        found += [
+            (row.run_id, row.submitted_at) for row in self.runs_without_jobs() if row.run_id.startswith(beginning)
+        ]
+        return tuple(run_id for run_id, _ in sorted(found, key=lambda one: one[1], reverse=True)[:limit])
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._database.close()
 
     def __enter__(self) -> Store:
         return self
@@ -165,92 +209,7 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    # The file
-
     def _select(self, clause: str, values: tuple[object, ...]) -> tuple[JobRow, ...]:
-        with self._reading() as connection:
-            if connection is None:
-                return ()
-            return tuple(JobRow(*row) for row in connection.execute(f"{_SELECT} {clause}", values))
-
-    def _note(self, row: JobRow) -> None:
-        append_line(self._index, json_line({"ts": utc_now(), **row.to_json()}))
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection | None]:
-        """The connection, or None where no store was ever made."""
-        with self._plainly():
-            if self._connection is None and self.path.exists():
-                self._connection = self._connect()
-            connection = self._connection
-            made = connection is not None and connection.execute("PRAGMA user_version").fetchone()[0]
-            yield connection if made else None
-
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
-        """One short transaction, alone among all processes; rolled back on any exception."""
-        make_folder(self.path.parent)
-        make_folder(self._index.parent)
-        with self._plainly(), Lock(self.path.with_name("jobs.lock")):
-            connection = self._made()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:  # a failed COMMIT may have ended it
-                    connection.execute("ROLLBACK")
-                raise
-
-    def _connect(self) -> sqlite3.Connection:
-        # never mode=ro: a read-only connection to a WAL file leaves its -shm and -wal behind (seen with 3.40), and
-        # cannot be opened where the folder is not writable: nobody writes there, so the file is as good as immutable
-        mode = "mode=rw" if os.access(self.path.parent, os.W_OK) else "immutable=1"
-        uri = f"file:{quote(str(self.path))}?{mode}"
-        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None)
-        try:
-            connection.execute("PRAGMA synchronous = NORMAL")
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                raise StorageError(
-                    f"the job store has version {version}, this trn knows {_VERSION}.",
-                    where=str(self.path),
-                    hint="Use the newer trn that wrote it.",
-                )
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _made(self) -> sqlite3.Connection:
-        """The connection, after making the file and its table where they are missing; the caller holds the lock."""
-        if self._connection is None:
-            if not self.path.exists():
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._connection = self._connect()
-        connection = self._connection
-        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(f"BEGIN IMMEDIATE; {_TABLE} COMMIT;")
-        return connection
-
-    @contextlib.contextmanager
-    def _plainly(self) -> Iterator[None]:
-        """Turn an error of SQLite into a StorageError that says what to do."""
-        try:
-            yield
-        except sqlite3.IntegrityError as error:
-            raise StorageError(f"the job is there already ({error}).", where=str(self.path)) from error
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            # the low byte is the primary code; what never came from SQLite is text that is none
-            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE:
-                raise _damaged(self.path, str(error)) from error
-            raise StorageError(f"cannot use the job store: {error}.", where=str(self.path)) from error
-
-
-def _damaged(path: Path, found: str) -> StorageError:
-    return StorageError(
-        f"the job store is damaged: {found}.",
-        where=str(path),
-        hint="Move jobs.db, jobs.db-wal and jobs.db-shm away: the runs' own folders have all that matters.",
-    )
+        with self._database.reading() as connection:
+            columns = columns_of(version_of_table(connection, str(self.path)))
+            return tuple(rows_of(connection.execute(f"SELECT {columns} FROM jobs {clause}", values)))
