@@ -13,6 +13,7 @@
     ├── StorageError          a file cannot be written or read: disk full, I/O error
     ├── VerificationFailed    a run's folder is not what its records say
     ├── DeviceError           a device is unknown or busy
+    │   └── EngineError       ... Slurm, Ray or Kubernetes cannot be asked, or refuses
     ├── RankLost              a process of the run is gone
     ├── Hang                  no step ended for too long
     ├── PeerFailed            another process of the run failed first
@@ -34,6 +35,7 @@ __all__ = [
     "DataError",
     "DataExhausted",
     "DeviceError",
+    "EngineError",
     "Hang",
     "NoGoodCheckpoint",
     "NumericalInstability",
@@ -278,6 +280,12 @@ class DeviceError(TrnError):
 
     code = "no_device"
     kind = "device"
+
+
+class EngineError(DeviceError):
+    """The engine that is to run a job, or runs it, cannot be asked, or refuses."""
+
+    kind = "engine"
 
 
 class Stopped(TrnError):

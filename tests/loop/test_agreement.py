@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_a_world_of_one_says_what_its_own_request_says() -> None:
     stop = StopRequest()
     agreement = Agreement(Alone(), stop)
     assert not agreement.stop_requested()
-    assert agreement.step_made(1, {"train_loss": 1.0}, 8, 0.5, 0.1) == (0.5, 0.1)
+    assert agreement.step_made(1, {"train_loss": 1.0}, 8, 0.5, 0.1, 250.0) == (0.5, 0.1, 250.0)
     stop.ask("preempted", "SIGTERM was received")
     assert agreement.stop_requested()
     assert agreement.is_stopping()
@@ -88,8 +89,24 @@ def test_a_step_and_the_question_after_it_take_one_meeting() -> None:
 
 
 def test_the_slowest_rank_gives_the_time_of_a_step() -> None:
-    agreement = Agreement(Scripted(lambda row: [*row[:3], 9.0, 0.01]), StopRequest())
-    assert agreement.step_made(1, {"train_loss": 1.0}, 8, 0.5, 0.1) == (9.0, 0.1)
+    agreement = Agreement(Scripted(lambda row: [*row[:3], 9.0, 0.01, row[5]]), StopRequest())
+    assert agreement.step_made(1, {"train_loss": 1.0}, 8, 0.5, 0.1) == (9.0, 0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [
+        (20.0, 50.0, 35.0),
+        (None, 50.0, 50.0),
+        (20.0, -math.inf, 20.0),
+        (None, -math.inf, None),
+        (50.0, 120.0, 120.0),
+        (-1.0, 50.0, -1.0),
+    ],
+)
+def test_all_ranks_go_on_from_the_same_reading(own: float | None, other: float, expected: float | None) -> None:
+    agreement = Agreement(Scripted(lambda row: [*row[:5], other]), StopRequest())
+    assert agreement.step_made(1, {"train_loss": 1.0}, 8, 0.5, 0.1, own)[2] == expected
 
 
 def test_ranks_with_other_numbers_are_told_apart_by_name() -> None:

@@ -20,7 +20,6 @@ from trn.doors.schemas_by_hand import (
     closed,
     dataset_schema,
     epoch_schema,
-    event_schema,
     forked_from_schema,
     heartbeat_schema,
     metrics_schema,
@@ -28,6 +27,7 @@ from trn.doors.schemas_by_hand import (
     runtime_env_schema,
     validation_schema,
 )
+from trn.doors.schemas_of_events import event_schema, job_log_schema
 from trn.doors.schemas_of_exports import export_schema, parity_schema
 from trn.errors import STATUS, UsageError
 from trn.provenance.evaluation_record import EvaluationRecord
@@ -134,6 +134,7 @@ def _job() -> Schema:
         state={"enum": list(JOB_STATES)},
         run_id=ID,
         submitted_at=UTC_TIME,
+        devices={"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]},
         **nullable,
     )
 
@@ -152,6 +153,7 @@ _SCHEMAS: dict[str, Callable[[], Schema]] = {
     "spec": spec_schema,
     "plan": _plan,
     "event": event_schema,
+    "job_log": job_log_schema,
     "metrics": metrics_schema,
     "validation": validation_schema,
     "heartbeat": heartbeat_schema,

@@ -9,18 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from trn.gates import EPOCH_KEYS, READING_RANGES
-from trn.records import EVENT_HEAD, EVENT_KINDS, RUN_ID_PATTERN, STEP_KEYS, TIMING_KEYS
+from trn.records import RUN_ID_PATTERN, STEP_KEYS
 
 __all__ = [
     "COUNT",
-    "EVENT_FIELDS",
     "ID",
     "SHA256",
     "UTC_TIME",
     "closed",
     "dataset_schema",
     "epoch_schema",
-    "event_schema",
     "forked_from_schema",
     "heartbeat_schema",
     "list_of",
@@ -66,50 +64,6 @@ def list_of(schema: Schema) -> Schema:
     return {"type": "array", "items": schema}
 
 
-EVENT_FIELDS: dict[str, tuple[str, ...]] = {
-    "plan_written": ("fingerprint", "revision", "changes"),
-    "job_started": ("pid", "resume"),
-    "resumed": ("from_step", "checkpoint", "named"),
-    "started": ("step", "max_steps"),
-    "metric": tuple(key for key in STEP_KEYS if key not in TIMING_KEYS),
-    "checkpoint": ("step", "file", "sha256", "size_bytes"),
-    "checkpoint_rejected": ("file", "reason"),
-    "metrics_cut": ("from_step", "lines", "side_file"),
-    "evaluated": ("step", "metrics"),
-    "sample": ("step", "paths"),
-    "data_touched": ("files",),
-    "data_wrapped": ("step", "pass_index"),
-    "weights_loaded": ("sha256", "loaded", "missing", "unexpected", "mismatched"),
-    "compile_fallback": ("error",),
-    "loss_scale": ("step", "scale"),
-    "note": ("about",),
-    "exported": ("files", "checkpoint"),
-    "parity": ("status", "reason", "max_abs"),
-    "epoch": ("epoch", "step", "train_loss", "val_loss", "tokens_seen", "grad_norm_max"),
-    "step_skipped": ("step", "field", "value", "row_ids", "skips_in_row", "skips", "lr_factor"),
-    "gate": ("gate", "step"),
-    "stop_requested": ("reason",),
-    **dict.fromkeys(("completed", "preempted", "cancelled", "failed"), ("outcome", "exit_code", "reason", "step")),
-}
-"""What an event of a kind has beside its head; it may have more."""
-
-
-def event_schema() -> Schema:
-    head = {"event": {"enum": list(EVENT_KINDS)}, "run_id": ID, "job_id": ID, "seq": _STEP, "ts": UTC_TIME}
-    assert head.keys() == EVENT_HEAD, "the head is that of the records"
-    return {
-        "title": "A line of reports/events.jsonl",
-        "type": "object",
-        "required": list(head),
-        "properties": head,
-        "allOf": [
-            {"if": {"properties": {"event": {"const": kind}}}, "then": {"required": list(fields)}}
-            for kind, fields in EVENT_FIELDS.items()
-        ],
-        "additionalProperties": True,
-    }
-
-
 def metrics_schema() -> Schema:
     counted = {"step": _STEP, "epoch": COUNT, "tokens_seen": or_null(COUNT)}
     return {
@@ -137,6 +91,11 @@ def heartbeat_schema() -> Schema:
         "since_step_s": seconds,
         "rss_bytes": COUNT,
         "device_bytes": or_null(COUNT),
+        "cpu_pct": {"type": "number", "minimum": 0},
+        "gpu_util_pct": {"type": ["number", "null"]},
+        "gpu_memory_used_bytes": or_null(COUNT),
+        "gpu_power_w": {"type": ["number", "null"]},
+        "gpu_reason": or_null(_TEXT),
         "data_wait_s": seconds,
         "data_wait_total_s": {"type": "number", "minimum": 0},
         "threads": COUNT,

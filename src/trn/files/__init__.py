@@ -20,7 +20,9 @@ from __future__ import annotations
 from trn.files.digests import new_sha256, sha256_file, sha256_prefix
 from trn.files.faults import fault_count, set_fault
 from trn.files.folders import foreign, free_bytes, make_folder, move, publish_folder, remove, remove_tree, sweep
-from trn.files.locks import Lock, is_locked
+from trn.files.guards import guarding
+from trn.files.holders import Holder, boot_id, holder_note, process_start
+from trn.files.locks import Lock, Note, is_locked
 from trn.files.logs import AppendLog, append_line, last_line, last_lines
 from trn.files.whole import TEMP_MARK, AtomicFile, atomic_file, link_atomic, sync_folder, write_atomic
 
@@ -28,12 +30,17 @@ __all__ = [
     "TEMP_MARK",
     "AppendLog",
     "AtomicFile",
+    "Holder",
     "Lock",
+    "Note",
     "append_line",
     "atomic_file",
+    "boot_id",
     "fault_count",
     "foreign",
     "free_bytes",
+    "guarding",
+    "holder_note",
     "is_locked",
     "last_line",
     "last_lines",
@@ -41,6 +48,7 @@ __all__ = [
     "make_folder",
     "move",
     "new_sha256",
+    "process_start",
     "publish_folder",
     "remove",
     "remove_tree",

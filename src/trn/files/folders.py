@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from trn.files.faults import trip
+from trn.files.guards import ask_guards
 from trn.files.system import FOLDER_MODE, rename, storage_errors
 from trn.files.whole import TEMP_MARK, sync_folder
 
@@ -58,6 +59,7 @@ def move(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file; one that is already gone is fine. Raises StorageError."""
     with storage_errors("remove", path), contextlib.suppress(FileNotFoundError):
+        ask_guards(path)
         trip("unlink", str(path))
         os.unlink(path)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trn.errors import StorageError
 from trn.files.faults import trip
+from trn.files.guards import ask_guards
 
 __all__ = [
     "CHUNK_BYTES",
@@ -77,6 +78,7 @@ def fsync(fd: int, path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
+    ask_guards(target)
     trip("rename", str(target))
     os.rename(source, target)
 

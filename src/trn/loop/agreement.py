@@ -6,7 +6,9 @@ checkpoints, the ending) is the same on every rank without another word. A world
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from trn.errors import TrainerError
@@ -19,6 +21,8 @@ _STOPS = ("preempted", "cancelled", "time_limit")
 _AT_ONCE = 8
 _DIGEST = (1 << 52) - 1
 """What a float64 holds exactly."""
+_UNREAD = -math.inf
+"""Where nobody reads a sensor."""
 
 
 class Agreement:
@@ -44,25 +48,32 @@ class Agreement:
         return self._stop.requested() if self._is_alone else self._is_stopping
 
     def step_made(
-        self, step: int, values: Mapping[str, float], tokens: int | None, wall_s: float, waited_s: float
-    ) -> tuple[float, float]:
-        """The step is made on all ranks; returns (seconds it took, seconds it waited for data) of the slowest.
+        self,
+        step: int,
+        values: Mapping[str, float],
+        tokens: int | None,
+        wall_s: float,
+        waited_s: float,
+        gpu_util_pct: float | None = None,
+    ) -> tuple[float, float, float | None]:
+        """The step is made on all ranks; returns (seconds it took, seconds it waited for data, gpu_util_pct).
 
-        Raises TrainerError where the ranks did not come to the same values.
+        The seconds are those of the slowest, the percent the mean of those that have a reading. Raises TrainerError
+        where the ranks did not come to the same values.
         """
         if self._is_alone:
-            return wall_s, waited_s
+            return wall_s, waited_s, gpu_util_pct
         values = {**values, "tokens": -1 if tokens is None else tokens}
-        rows = self._meet([1.0, _digest(values), wall_s, waited_s])
+        rows = self._meet([1.0, _digest(values), wall_s, waited_s, _UNREAD if gpu_util_pct is None else gpu_util_pct])
         self._require_alike(step, rows)
         if len({row[1] for row in rows}) > 1:
             self._tell_apart(step, values)
-        return max(row[2] for row in rows), max(row[3] for row in rows)
+        return max(row[2] for row in rows), max(row[3] for row in rows), _mean([row[4] for row in rows])
 
     def step_refused(self, step: int) -> None:
         """The step was refused before its update, on all ranks. Raises TrainerError where it was made on some."""
         if not self._is_alone:
-            self._require_alike(step, self._meet([0.0, 0.0, 0.0, 0.0]))
+            self._require_alike(step, self._meet([0.0, 0.0, 0.0, 0.0, _UNREAD]))
 
     def gather(self, value: Any) -> list[Any]:
         """A JSON value of each rank."""
@@ -116,6 +127,13 @@ class Agreement:
                         where=f"step {step}" if isinstance(step, int) else step,
                         hint="Sum it with ctx.ranks before it is returned.",
                     )
+
+
+def _mean(readings: Sequence[float]) -> float | None:
+    """Of those that there are; one that is impossible as it is, so that no mean hides it from the gate."""
+    known = [one for one in readings if one != _UNREAD]
+    impossible = next((one for one in known if not 0.0 <= one <= 100.0), None)
+    return impossible if impossible is not None else (fmean(known) if known else None)
 
 
 def _digest(values: Mapping[str, float]) -> float:

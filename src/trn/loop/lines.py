@@ -72,11 +72,12 @@ def step_line(
     wall_s: float,
     waited_s: float,
     tokens_seen: int | None,
+    gpu_util_pct: float | None = None,
 ) -> Json:
     """One line of train_metrics.jsonl; `wall_s` is the whole step with its wait for data.
 
-    `tokens_per_sec * wall_ms / 1000` is the number of tokens of the batch. gpu_util_pct is null: nothing here reads
-    a counter, and a number that nobody measured is never written.
+    `tokens_per_sec * wall_ms / 1000` is the number of tokens of the batch. `gpu_util_pct` is null where nobody reads a
+    counter: a number that was not measured is never written.
     """
     return {
         "step": step,
@@ -86,7 +87,7 @@ def step_line(
         "lr": None,
         "tokens_per_sec": None if tokens is None else tokens / wall_s,
         "samples_per_sec": rows / wall_s,
-        "gpu_util_pct": None,
+        "gpu_util_pct": gpu_util_pct,
         "wall_ms": wall_s * 1000.0,
         "data_wait_ms": waited_s * 1000.0,
         "tokens_seen": tokens_seen,

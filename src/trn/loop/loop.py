@@ -17,6 +17,7 @@ from trn.gates import EpochTally, Verdict, after_step, standing_verdict
 from trn.journal import EventLog, MetricsLog
 from trn.loop.agreement import Agreement
 from trn.loop.batches import Batches
+from trn.loop.beats import Beats
 from trn.loop.cadences import (
     call_hook,
     checkpoint,
@@ -31,7 +32,7 @@ from trn.loop.cadences import (
 from trn.loop.lines import finite_metrics, step_line
 from trn.loop.progress import Progress
 from trn.loop.pulse import Pulse
-from trn.loop.stop import AT_ONCE, StopRequest
+from trn.loop.stop import StopRequest
 from trn.loop.verdicts import (
     announce_verdict,
     is_used_up,
@@ -104,6 +105,7 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
     pulse = parts.pulse
     pulse.progress, pulse.doing = progress, "train"
     pulse.mark("train_begin")
+    beats = Beats(plan, events, pulse)
     tell_reports(events, progress.step, ctx._reported())
     verdict = take_up(parts, progress) if progress.step else None
     while verdict is None:
@@ -139,14 +141,17 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
             continue
         metrics = _finite(parts, step, result, raw)
         tokens_seen = progress.tokens_seen if result.tokens is None else (progress.tokens_seen or 0) + result.tokens
-        wall_s, waited_s = parts.agreement.step_made(
-            step, metrics, result.tokens, (ended_s := time.perf_counter()) - began_s, got_s - began_s
+        ended_s = time.perf_counter()
+        busy = None if pulse.gpu is None else pulse.gpu_util_pct(ended_s)
+        wall_s, waited_s, busy = parts.agreement.step_made(
+            step, metrics, result.tokens, ended_s - began_s, got_s - began_s, busy
         )
         line = step_line(
             *(step, epoch, metrics, result.tokens, raw.batch_rows),
             wall_s=wall_s,
             waited_s=waited_s,
             tokens_seen=tokens_seen,
+            gpu_util_pct=busy,
         )
         gates, last_line, verdict = after_step(progress.gates, rules, line)
         if gates.telemetry_warnings and not progress.gates.telemetry_warnings:
@@ -166,6 +171,8 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
 
         if every(plan.metric_every, step) and not (result.control and result.control.skip_cadence_emit):
             events.emit("metric", **deterministic_part(last_line))
+        if ended_s >= beats.due_s:
+            beats.beat(step, ended_s)
         verdict = settle(parts, progress) or verdict
         if is_checkpoint_due(plan, progress) and not (verdict and verdict.is_damage):
             checkpoint(parts, progress, last_line)
@@ -206,7 +213,7 @@ def end(parts: Parts, progress: Progress, last_line: Json, verdict: Verdict | No
     if verdict is None and stop.outcome is not None:
         events.emit("stop_requested", reason=stop.reason)
     if stop.at_once:
-        raise Stopped("cancelled", AT_ONCE)
+        raise Stopped("cancelled", stop.at_once_reason)
     is_damaged = verdict is not None and verdict.is_damage
     if not is_saved and not is_damaged:
         checkpoint(parts, progress, last_line)

@@ -15,7 +15,10 @@ from trn.errors import TrainerError
 if TYPE_CHECKING:
     from trn.loop.progress import Progress
 
-__all__ = ["Pulse"]
+__all__ = ["STALE_S", "Pulse"]
+
+STALE_S = 5.0
+"""A reading that is older says nothing of now: its driver hangs."""
 
 
 def _no_mark(event: str, **fields: Any) -> None:
@@ -37,7 +40,14 @@ class Pulse:
     """How long that step waited for its data."""
     waited_total_s: float = 0.0
     """How long all steps of this job did."""
+    gpu: tuple[float, float] | None = None
+    """How busy the accelerators are in percent, and when that was read, by time.perf_counter(); None: nobody knows."""
     is_over: bool = False
+
+    def gpu_util_pct(self, now_s: float) -> float | None:
+        """The newest reading, as the driver gave it."""
+        newest = self.gpu
+        return None if newest is None or now_s - newest[1] > STALE_S else newest[0]
 
     def begin(self, doing: str) -> None:
         """Mark it, and be at it until the next."""

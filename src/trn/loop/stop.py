@@ -1,4 +1,4 @@
-"""A request to stop: set by a signal handler, a vanished door or a deadline; obeyed between two steps."""
+"""A request to stop: by a signal, `trn cancel`, a vanished door or a deadline; obeyed between two steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class StopRequest:
         self.outcome: str | None = None
         self.reason = ""
         self.at_once = False
-        """Asked a second time: do not even save."""
+        """Do not even save."""
+        self.at_once_reason = AT_ONCE
         self.breakable = False
         """Whether an exception may be raised right now: inside a trainer's hooks, never while anything is written."""
         self.gives_way = False
@@ -37,9 +38,10 @@ class StopRequest:
         self._deadline_s = time.monotonic() + max_runtime_s if max_runtime_s else None
 
     def ask(self, outcome: str, reason: str) -> None:
-        """Ask for an ending; the first to ask decides which. Safe in a signal handler."""
+        """Ask for an ending; the first to ask decides which. Safe in a signal handler, and from any thread."""
         if self.outcome is None:
-            self.outcome, self.reason = outcome, reason
+            # no call in between, so that no other thread comes in between either; the outcome, which is looked at, last
+            self.reason, self.outcome = reason, outcome
 
     def requested(self) -> bool:
         """Whether to stop; looks at the door and the clock, and remembers what it saw."""
@@ -52,9 +54,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def breaking_off(self) -> Iterator[None]:
-        """Inside, a second SIGINT raises Stopped at once."""
+        """Inside, a request to end at once raises Stopped."""
         if self.at_once:
-            raise Stopped("cancelled", AT_ONCE)
+            raise Stopped("cancelled", self.at_once_reason)
         self.breakable = True
         try:
             yield
@@ -77,6 +79,15 @@ class StopRequest:
             is_broken_off, self.gives_way = not self.gives_way, False
             if is_broken_off:
                 raise Stopped(self.outcome or "preempted", f"{self.reason}, during {what}")
+
+    def break_off(self) -> None:
+        """For a signal handler, where it was asked to end at once: raise Stopped where a trainer's own code runs.
+
+        Whatever writes comes to its end, and looks at `at_once` then.
+        """
+        if self.at_once and self.breakable:
+            self.breakable = False
+            raise Stopped("cancelled", self.at_once_reason)
 
     def give_way(self) -> None:
         """For a signal handler, once it has asked: raise Stopped where the work is of that kind."""

@@ -89,6 +89,7 @@ def make_plan(
         export=plan_export(spec, trainer),
         log=plan_log(spec),
         heartbeat_s=_beats_every(spec),
+        events=list(spec.events),
         experiment=process_redactor().value(spec.experiment),  # notes: a secret in them is no reason to refuse
         max_runtime_s=float(spec.limits.max_runtime_seconds),
         hang_s=float(spec.limits.hang_seconds),

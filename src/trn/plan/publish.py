@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trn.errors import PlanRefused, StorageError
-from trn.files import Lock, is_locked, make_folder, move, publish_folder, remove_tree, write_atomic
+from trn.files import Lock, Note, is_locked, make_folder, move, publish_folder, remove_tree, write_atomic
 from trn.spec.plan_model import Plan
 
 __all__ = ["LOCK_NAME", "PLAN_NAME", "publish_run", "refuse_taken", "withdraw_run"]
@@ -23,7 +23,7 @@ def publish_run(
     artifacts: Mapping[str, bytes],
     *,
     job_id: str,
-    note: str,
+    note: Note,
     fill: Callable[[Path], None] | None = None,
 ) -> Lock:
     """Publish the folder of `plan` with `artifacts` (relative path -> content) in it; returns its lock, held.
@@ -50,6 +50,12 @@ def publish_run(
             fill(staged)
         if not publish_folder(staged, target):
             refuse_taken(target)
+            raise PlanRefused(
+                "another job made this run at the same moment, and took it back.",
+                where=str(target),
+                hint="Start it again.",
+            )
+        lock.path = target / LOCK_NAME
     except BaseException:
         lock.release()
         with contextlib.suppress(OSError, StorageError):

@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trn.devices import adopt_lease
 from trn.errors import TrainerError, TrnError, exit_code
 from trn.loop.stop import StopRequest
 from trn.ranks import read_world
-from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, from_json
+from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, cancel_path, from_json
 from trn.runner import signals
+from trn.runner.cancelled import CancelWatch
 from trn.runner.console import say, set_up_logging
 
 
@@ -42,6 +44,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--resume", action="store_true", help="the run must exist")
     how.add_argument("--auto-resume", action="store_true", help="continue the run, or start it")
     how.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_argument(
+        "--plan-only", action="store_true", help="make the run's folder, and leave it for a later job to begin"
+    )
     parser.add_argument("--allow-change", action="append", default=[], metavar="NAME", help="go on in spite of it")
     parser.add_argument(
         "--door-pid", type=_pid, help="stop when this is no longer the parent; `parent`: whoever is now"
@@ -54,6 +59,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--run-id: {args.run_id!r} cannot be the id of a run")
     if args.fork_from is not None and (args.config is None or args.resume or args.dry_run):
         parser.error("--fork-from goes with --config, and not with --resume or --dry-run")
+    if args.plan_only and (args.follow or args.dry_run):
+        parser.error("--plan-only makes a folder: not with --follow or --dry-run")
     if args.checkpoint is not None and args.fork_from is None and not (args.resume or args.run_dir):
         parser.error("--checkpoint says where a resume or a fork begins")
     return args
@@ -76,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     stop = StopRequest(door_pid=args.door_pid)
     signals.install(stop)
+    adopt_lease(os.environ)  # held to the end of this process, also when its door is gone
     # cuBLAS reads this when it starts; without it deterministic mode refuses to run on CUDA
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # a rank that is gone would show in twenty lines of addresses, beside the one that says so
@@ -95,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             mask_output()
         world = read_world(os.environ)
         set_up_logging(world)
-        if world.world_size == 1 or args.dry_run:  # what is only foretold needs nobody else
+        if world.rank == 0 and (folder := args.runs_dir or (args.run_dir and args.run_dir.parent)):
+            CancelWatch(cancel_path(folder.resolve(), args.job_id), stop).start()
+        if world.world_size == 1 or args.dry_run or args.plan_only:  # what is only planned needs nobody else
             return run(args, stop, Company(world))
         company = meet(world, stop)
         return lead(company, partial(run, args, stop)) if world.rank == 0 else follow(company, stop)

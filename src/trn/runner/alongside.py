@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from trn.loop.pulse import Pulse
 from trn.ranks.processes import Ended
 from trn.runner.beating import Heartbeat
 from trn.runner.company import Company
+from trn.runner.fence import RunTaken
 from trn.runner.mirror import Mirror, mirroring
 from trn.spec.plan_model import LogPlan, Plan
 
 __all__ = ["Alongside", "alongside"]
 
 _OFF = LogPlan(enabled=False, filename="off", capture_stdout=False, capture_stderr=False)
+T = TypeVar("T")
 _logger = logging.getLogger("trn")
 
 
@@ -38,6 +41,14 @@ class Alongside:
             self._heartbeat.admit()
             if self._mirror is not None:
                 self._mirror.admit()
+
+    def fenced(self, work: Callable[[], T]) -> T:
+        """What `work` gives; where the run turns out to be another one's, no more of the heartbeat is written."""
+        try:
+            return work()
+        except RunTaken:
+            self._heartbeat.drop()
+            raise
 
     def ended(self, status: str | None, step: int, reason: str) -> None:
         """The job has its outcome; None where this rank does not know it."""

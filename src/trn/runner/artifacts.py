@@ -25,14 +25,16 @@ from trn.provenance import (
 )
 from trn.provenance.resolved import config_resolved_yaml
 from trn.provenance.sources import keep_sources, read_sources
-from trn.records import from_json, read_json, utc_now
+from trn.records import from_json, pretty_json, read_json, utc_now
 from trn.spec import Source
 from trn.spec.plan_model import Plan
 
-__all__ = ["publish_revision", "record_resume", "require_run_meta", "safe_text", "start_artifacts"]
+__all__ = ["publish_revision", "record_begin", "record_resume", "require_run_meta", "safe_text", "start_artifacts"]
 
 RUN_META_NAME = "reports/run_meta.json"
 RESOLVED_NAME = "reports/config_resolved.yaml"
+RUN_METADATA_NAME = "reports/run_metadata.json"
+RUNTIME_ENV_NAME = "reports/runtime_env.json"
 
 
 def start_artifacts(plan: Plan, sources: Sequence[Source], *, job_id: str) -> dict[str, bytes]:
@@ -50,6 +52,25 @@ def require_run_meta(run_dir: Path) -> bytes:
     if problems := validate_run_meta(data):
         raise ResumeRefused(f"it is damaged: {problems[0]}.", where=str(path), hint="Restore it from a backup.")
     return data
+
+
+def record_begin(plan: Plan, run_meta: bytes, *, job_id: str) -> None:
+    """Say of a run that was planned by another process who begins it, with what: as if this one had made the folder.
+
+    The kept sources stay as they are: what was hidden in them is not known any more. Raises StorageError.
+    """
+    run_dir = Path(plan.run_dir)
+    before = from_json(run_meta)
+    rows = before["config_sources"]
+    sources = [Source(Path(row["path"]), (run_dir / row["name"]).read_bytes()) for row in rows]
+    files = start_artifacts(plan, sources, job_id=job_id)
+    meta = from_json(files[RUN_META_NAME])
+    names = {row["name"] for row in rows}
+    masked = [row["name"] for row in rows if row["form"] != "verbatim"]
+    meta |= {"config_sources": rows, "redacted": [*(one for one in meta["redacted"] if one not in names), *masked]}
+    write_atomic(run_dir / RUNTIME_ENV_NAME, files[RUNTIME_ENV_NAME])
+    write_atomic(run_dir / RUN_METADATA_NAME, files[RUN_METADATA_NAME])
+    write_atomic(run_dir / RUN_META_NAME, pretty_json(meta))
 
 
 def record_resume(plan: Plan, run_meta: bytes, *, job_id: str, from_step: int) -> None:

@@ -16,20 +16,26 @@ import torch
 from trn.journal.heartbeat import HeartbeatLog
 from trn.loop.cadences import epoch_of
 from trn.loop.pulse import Pulse
+from trn.plan.device import leased_name
 from trn.ranks import World
 from trn.records import Json
 from trn.runner.console import say
+from trn.runner.telemetry import RunTelemetry
 from trn.spec.plan_model import Plan
 
 __all__ = ["Heartbeat"]
 
 
 class Heartbeat:
-    """Beats from `start` to `stop`, every `plan.heartbeat_s`; with 0 there is none. Hears the marks of `pulse`."""
+    """Beats from `start` to `stop`, every `plan.heartbeat_s`; with 0 there is none. Hears the marks of `pulse`.
+
+    Readings of the accelerators are taken meanwhile in any case: the steps' lines want them too.
+    """
 
     def __init__(self, plan: Plan, pulse: Pulse, world: World, *, job_id: str) -> None:
         self._plan, self._pulse, self._world = plan, pulse, world
         self._process = psutil.Process()
+        self._telemetry = RunTelemetry(plan, pulse, world)
         path = Path(plan.run_dir) / "reports" / f"train_heartbeat.rank{world.rank}.jsonl"
         interval_s = plan.heartbeat_s
         self._log = (
@@ -37,7 +43,9 @@ class Heartbeat:
         )
 
     def start(self) -> None:
+        self._telemetry.start()
         if self._log is not None:
+            self._process.cpu_percent()  # what it answers is since the last time it was asked
             self._log.start()
             self._pulse.mark = self._mark
             self._mark("heartbeat_enabled", rank=self._world.rank, pid=os.getpid(), interval_s=self._plan.heartbeat_s)
@@ -53,6 +61,7 @@ class Heartbeat:
             self._log.drop()
 
     def stop(self) -> None:
+        self._telemetry.stop()
         if self._log is not None:
             self._log.stop()
 
@@ -75,6 +84,8 @@ class Heartbeat:
             "since_step_s": None if ended_s is None else round(time.perf_counter() - ended_s, 3),
             "rss_bytes": int(self._process.memory_info().rss),
             "device_bytes": _device_bytes(self._plan.device, self._world.local_rank),
+            "cpu_pct": float(self._process.cpu_percent()),
+            **self._telemetry.beat(),
             "data_wait_s": pulse.waited_s,
             "data_wait_total_s": pulse.waited_total_s,
             "threads": int(self._process.num_threads()),
@@ -83,9 +94,10 @@ class Heartbeat:
 
 def _device_bytes(device: str, local_rank: int) -> int | None:
     """Memory that this process has allocated on its device; None where it has none of its own, or has not begun."""
-    kind, _, index = device.partition(":")
+    kind, _, index = leased_name(device, os.environ).partition(":")
     if kind == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch does not say
-        return torch.cuda.memory_allocated(int(index or local_rank))  # "the current one" is another thread's
+        mine = int(index or local_rank)  # "the current one" is another thread's
+        return torch.cuda.memory_allocated(mine if mine < torch.cuda.device_count() else 0)  # shown its own alone
     if kind == "mps":
         return torch.mps.current_allocated_memory()
     return None

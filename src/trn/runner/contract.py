@@ -99,7 +99,7 @@ def compare_with_spec(
     of climbing again.
     """
     wanted, trainer = make_plan(loaded, run_id=plan.run_id, runs_dir=Path(plan.runs_dir), world=world, trainer=trainer)
-    if loaded.spec.threads is None:  # the default is this machine's; the run has made its choice
+    if not loaded.spec.threads:  # left to the machine; the run has made its choice, on whatever cores it goes on
         wanted = wanted.model_copy(update={"threads": plan.threads})
     if wanted.schedule is not None and plan.schedule is not None:
         schedule = wanted.schedule.model_copy(update={"total_steps": plan.schedule.total_steps})
@@ -158,6 +158,7 @@ def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan,
             "experiment",
             "log",
             "heartbeat_s",
+            "events",
         )
         return plan.model_copy(update={key: getattr(wanted, key) for key in here}), ()
     changes = {

@@ -27,11 +27,12 @@ from trn.provenance.process import clean_event
 from trn.records import Outcome, utc_now
 from trn.reopen import announced_steps, progress_of
 from trn.runner.alongside import Alongside, alongside
-from trn.runner.artifacts import publish_revision, record_resume, require_run_meta, safe_text
+from trn.runner.artifacts import publish_revision, record_begin, record_resume, require_run_meta, safe_text
 from trn.runner.company import Company, Job0, is_out_of_memory, outcome_of
 from trn.runner.console import say
 from trn.runner.contract import Difference
 from trn.runner.exporting import export_at_end, keep_export_rows
+from trn.runner.fence import Fence, RunTaken
 from trn.runner.make import Made, make
 from trn.runner.origin import read_forked_from
 from trn.runner.outcome import archive_outcome, publish_outcome
@@ -58,7 +59,9 @@ class Resume:
     named: int | None = None
     """The step of the checkpoint that the user named; None: the newest that holds."""
     is_fork: bool = False
-    """Whether this very job made the run, from another run's checkpoint."""
+    """Whether the run begins with this job, at another run's checkpoint."""
+    is_planned: bool = False
+    """Whether the run begins with this job, in a folder that was made before it."""
     run_meta: bytes = b""
 
     def settle(self, plan: Plan) -> None:
@@ -81,6 +84,16 @@ class Job:
     changes: tuple[Difference, ...] = ()
     """What this job's revision of the plan changed."""
 
+    @property
+    def made_folder(self) -> bool:
+        """Whether the run's folder is this process's own, which a refusal takes back."""
+        return self.resume is None or (self.resume.is_fork and not self.resume.is_planned)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something before it: jobs of this run, or the checkpoint that a fork begins with."""
+        return self.resume is not None and (self.resume.is_fork or not self.resume.is_planned)
+
 
 @dataclass(frozen=True)
 class Journal:
@@ -91,12 +104,12 @@ class Journal:
     val_metrics: MetricsLog
 
     @classmethod
-    def open(cls, plan: Plan, job_id: str) -> Journal:
+    def open(cls, plan: Plan, job_id: str, fence: Fence | None = None) -> Journal:
         reports = Path(plan.run_dir) / "reports"
         return cls(
-            EventLog(reports / "events.jsonl", run_id=plan.run_id, job_id=job_id, clean=clean_event),
-            MetricsLog(reports / "train_metrics.jsonl"),
-            MetricsLog(reports / "val_metrics.jsonl"),
+            EventLog(reports / "events.jsonl", run_id=plan.run_id, job_id=job_id, clean=clean_event, guard=fence),
+            MetricsLog(reports / "train_metrics.jsonl", guard=fence),
+            MetricsLog(reports / "val_metrics.jsonl", guard=fence),
         )
 
     def close_metrics(self) -> None:
@@ -115,18 +128,18 @@ def execute(job: Job, lock: Lock, stop: StopRequest, company: Company) -> int:
     Raises TrnError only where no outcome can be written: when the disk refuses, or when the job is refused, which
     then has changed nothing: a resume leaves the run as it was, a new run leaves no folder.
     """
-    is_new = job.resume is None or job.resume.is_fork
-    with alongside(job.plan, job.job_id, company, is_new=is_new) as beside:
-        return _execute(job, lock, stop, company, beside)
+    fence = Fence(lock)
+    with fence.guarding(), alongside(job.plan, job.job_id, company, is_new=job.made_folder) as beside:
+        return _execute(job, lock, fence, stop, company, beside)
 
 
-def _execute(job: Job, lock: Lock, stop: StopRequest, company: Company, beside: Alongside) -> int:
+def _execute(job: Job, lock: Lock, fence: Fence, stop: StopRequest, company: Company, beside: Alongside) -> int:
     plan, started_at, owner = job.plan, utc_now(), os.getpid()
     found = Found(None, ()) if job.resume is None else require_resumable(job)
     stop.limit_runtime(plan.max_runtime_s)
     made = _make_or_refuse(job, found, lock, stop, company)
     beside.admit()
-    journal, restored = enter(job, found)
+    journal, restored = enter(job, found, fence)
     progress = restored.progress
 
     def publish(ending: Ending) -> None:
@@ -151,26 +164,29 @@ def _execute(job: Job, lock: Lock, stop: StopRequest, company: Company, beside: 
 
     if company.ranks is not None or plan.hang_s:
         company.watchdog.watch(hang_s=plan.hang_s, give_up=give_up)
-    ending = _attempt(partial(company.telling, partial(_train, job, journal, restored, made, stop, company)))
+    work = partial(beside.fenced, partial(_train, job, journal, restored, made, stop, company))
+    ending = _attempt(partial(company.telling, work))
     if os.getpid() != owner:
         os._exit(1)  # a child that the trainer forked and that came out of the loop: the run is its parent's
     company.watchdog.rest()
     company.last_word.take()
     journal.sync()
-    publish(ending)
+    beside.fenced(partial(publish, ending))
     beside.ended(ending.status, progress.step, ending.reason)
     lock.release()
     return STATUS[ending.status].exit
 
 
-def enter(job: Job, found: Found) -> tuple[Journal, Restored]:
+def enter(job: Job, found: Found, fence: Fence) -> tuple[Journal, Restored]:
     """Begin to change the run's folder: in order for the checkpoint that was found, its journal open, the job told."""
     plan = job.plan
     if job.resume is not None:
         job.resume.settle(plan)
-    journal = Journal.open(plan, job.job_id)
+        if job.resume.is_planned:
+            record_begin(plan, job.resume.run_meta, job_id=job.job_id)
+    journal = Journal.open(plan, job.job_id, fence)
     restored = Restored(None, Progress(), {})
-    if job.resume is not None:
+    if job.resume is not None and job.goes_on:
         restored = restore_folder(
             plan,
             found,
@@ -223,7 +239,7 @@ def _make_or_refuse(job: Job, found: Found, lock: Lock, stop: StopRequest, compa
             raise made.error
         return made
     except (PlanRefused, ResumeRefused, PeerFailed):
-        if job.resume is None or job.resume.is_fork:
+        if job.made_folder:
             withdraw_run(plan, lock, job_id=job.job_id)
         raise
 
@@ -236,7 +252,7 @@ def _announce(job: Job, events: EventLog) -> None:
         forked_from = read_forked_from(Path(plan.run_dir))
         forked = {} if forked_from is None else {"forked_from": forked_from}
         events.emit("plan_written", fingerprint=plan.fingerprint, revision=plan.revision, changes=changes, **forked)
-    events.emit("job_started", pid=os.getpid(), resume=job.resume is not None)
+    events.emit("job_started", pid=os.getpid(), resume=job.goes_on)
     for part in (plan.dataset, plan.validation):
         if part is not None and (touched := check_unchanged(Dataset.from_json(part.data))):
             events.emit("data_touched", files=list(touched))
@@ -247,7 +263,10 @@ _ASKED_FOR = frozenset({"preempted", "cancelled", "time_limit"})
 
 
 def _attempt(work: Callable[[], Ending]) -> Ending:
-    """The ending of `work`, whatever it raises: the boundary where every failure becomes one outcome."""
+    """The ending of `work`, whatever it raises: the boundary where every failure becomes one outcome.
+
+    But for a run that is another one's by now, of which this process tells nothing.
+    """
     try:
         ending = work()
         if STATUS[ending.status].exit and ending.status not in _ASKED_FOR:
@@ -258,6 +277,8 @@ def _attempt(work: Callable[[], Ending]) -> Ending:
     except PeerFailed as error:
         say(str(error))
         return Ending(error.outcome, str(error))
+    except RunTaken:
+        raise
     except TrnError as error:
         memory = is_out_of_memory(error.__cause__)
         if isinstance(error, TrainerError) and error.__cause__ is not None:
@@ -275,7 +296,7 @@ def _train(job: Job, journal: Journal, restored: Restored, made: Made, stop: Sto
     ctx, state = made.ctx, made.state
     if made.error is not None:
         raise made.error
-    is_new = job.resume is None and isinstance(state, TorchState)
+    is_new = not job.goes_on and isinstance(state, TorchState)
     if is_new and (warning := warn_of_few_tokens(plan, trainer, state.model)):
         say(f"warning: {warning}")
     keep_export_rows(plan, trainer)
@@ -337,6 +358,6 @@ def finish_saving(saver: Saver, journal: Journal, *, must_hold: bool) -> None:
         saver.wait()
         announce(saver, journal.events)
     except TrnError as error:
-        if must_hold:
+        if must_hold or isinstance(error, RunTaken):
             raise
         say(str(error))

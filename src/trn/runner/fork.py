@@ -19,7 +19,7 @@ from typing import BinaryIO
 from trn.checkpoint.epochs import listed_epochs, metadata_name, weights_name
 from trn.checkpoint.meta import checkpoint_name, meta_name
 from trn.errors import ResumeRefused, Stopped, StorageError, UsageError
-from trn.files import atomic_file, free_bytes, link_atomic, write_atomic
+from trn.files import Note, atomic_file, free_bytes, link_atomic, write_atomic
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
 from trn.loop.verdicts import is_used_up
@@ -53,9 +53,11 @@ class Fork:
     loaded: LoadedSpec | None
     """The spec of the new run; None: the plan of the other."""
     allowed: Sequence[str]
+    plan_only: bool = False
+    """Make the folder, and leave it for a later job to begin."""
 
 
-def fork(asked: Fork, *, job_id: str, note: str, stop: StopRequest, company: Company) -> int:
+def fork(asked: Fork, *, job_id: str, note: Note, stop: StopRequest, company: Company) -> int:
     """Make the new run and bring it forward; returns the exit status.
 
     Raises TrnError for whatever is refused; then nothing is left of the new run, and the other is as it was.
@@ -79,6 +81,9 @@ def fork(asked: Fork, *, job_id: str, note: str, stop: StopRequest, company: Com
     artifacts = start_artifacts(plan, sources, job_id=job_id) | {FORKED_FROM_NAME: forked_from_bytes(origin)}
     fill = partial(copy_state, origin, plan, job_id, partial(_refuse_stopped, stop))
     lock = publish_run(plan, artifacts, job_id=job_id, note=note, fill=fill)
+    if asked.plan_only:
+        lock.release()
+        return 0
     resume = Resume(published=plan, is_fork=True)
     return execute(Job(plan, trainer, job_id, resume=resume, changes=changes), lock, stop, company)
 

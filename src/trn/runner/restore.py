@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trn.checkpoint.discover import Found, set_aside_later
-from trn.checkpoint.meta import CheckpointMeta
+from trn.checkpoint.meta import CheckpointMeta, listed_steps
 from trn.files import sweep
 from trn.journal import EventLog, MetricsLog
 from trn.loop.progress import Progress
@@ -14,7 +14,7 @@ from trn.records import EMPTY, Json, JsonError, read_lines
 from trn.reopen import progress_of
 from trn.spec.plan_model import Plan
 
-__all__ = ["Restored", "is_announced", "restore_folder"]
+__all__ = ["Restored", "is_announced", "is_untouched", "restore_folder"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,23 @@ def restore_folder(
             sweep(run_dir / name)
     events.emit("resumed", from_step=progress.step, checkpoint=None if meta is None else meta.file, named=is_named)
     return Restored(meta, progress, {} if meta is None else meta.metrics)
+
+
+def is_untouched(run_dir: Path, *, is_fork: bool) -> bool:
+    """Whether no job has told or made anything of the run yet: it was planned, and is still to begin.
+
+    A fork begins with a checkpoint and the metrics up to it.
+    """
+    if not _is_empty(run_dir / "reports/events.jsonl"):
+        return False
+    return is_fork or (_is_empty(run_dir / "reports/train_metrics.jsonl") and not listed_steps(run_dir / "checkpoints"))
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:
+        return True
 
 
 def is_announced(plan: Plan) -> bool:

@@ -8,10 +8,9 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-from trn.errors import Stopped
-from trn.loop.stop import AT_ONCE, StopRequest
+from trn.loop.stop import StopRequest
 
-__all__ = ["install"]
+__all__ = ["install", "wake"]
 
 _PREEMPTING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -25,17 +24,19 @@ def install(stop: StopRequest, *, ignored_too: bool = True) -> Callable[[], None
     def preempt(number: int, frame: FrameType | None) -> None:
         stop.ask("preempted", f"{signal.Signals(number).name} was received")
         stop.give_way()
+        stop.break_off()
+
+    interrupted = False
 
     def cancel(number: int, frame: FrameType | None) -> None:
-        if stop.outcome != "cancelled":
+        nonlocal interrupted
+        if not interrupted:  # of this process: what `trn cancel` or another rank asked for costs no checkpoint
+            interrupted = True
             stop.ask("cancelled", "SIGINT was received")
             stop.give_way()
             return
         stop.at_once = True
-        # only a trainer's own code is broken off: whatever writes comes to its end, and looks at `at_once` then
-        if stop.breakable:
-            stop.breakable = False
-            raise Stopped("cancelled", AT_ONCE)
+        stop.break_off()
 
     before = {number: signal.getsignal(number) for number in _ALL}
     for number, handler in before.items():
@@ -60,6 +61,12 @@ def install(stop: StopRequest, *, ignored_too: bool = True) -> Callable[[], None
 _ALL = (*_PREEMPTING, signal.SIGINT)
 _watches_forks = False
 _routed: list[StopRequest] = []
+
+
+def wake(stop: StopRequest) -> None:
+    """Let the main thread look at `stop` now, in whatever it is, as if a signal had come. From any thread."""
+    if stop in _routed:
+        os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def _hold() -> None:

@@ -1,4 +1,9 @@
-"""Begin a job: plan and publish a new run, or take up one that exists; then hand over to `execute`."""
+"""Begin a job: plan and publish a new run, or take up one that exists; then hand over to `execute`.
+
+With --plan-only a job comes as far as that, and nothing is told as begun: the folder waits, without a lock, for a later
+process of the same job, or of another one, to take it up. Of a run that exists, all that a resume could be refused for
+is looked at, and nothing is changed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from pathlib import Path
 
 from trn.checkpoint.named import named_step
 from trn.errors import ResumeRefused
-from trn.files import Lock, foreign
+from trn.files import Lock, foreign, holder_note
 from trn.loop.stop import StopRequest
 from trn.plan import make_forecast, make_plan, publish_run
 from trn.plan.publish import LOCK_NAME, PLAN_NAME, refuse_taken
@@ -23,14 +28,16 @@ from trn.runner.artifacts import start_artifacts
 from trn.runner.company import Company, refuse_stopped
 from trn.runner.console import say
 from trn.runner.contract import Difference, compare_with_spec, compare_with_world, revise
-from trn.runner.execute import Job, Resume, execute
+from trn.runner.execute import Job, Resume, execute, require_resumable
 from trn.runner.fork import Fork, fork
+from trn.runner.origin import read_forked_from
 from trn.runner.outcome import mend_journal, read_outcome, report
+from trn.runner.restore import is_untouched
 from trn.spec import Flag, LoadedSpec, load_spec
 from trn.spec.plan_model import Plan
 from trn.trainer import Trainer
 
-__all__ = ["claim", "goes_on", "note_of", "run"]
+__all__ = ["claim", "goes_on", "run"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,10 @@ def _begin(request: _Request, args: argparse.Namespace, stop: StopRequest, compa
     refuse_stopped(stop)
     prepare_torch(plan)
     artifacts = start_artifacts(plan, request.loaded.sources, job_id=args.job_id)
-    lock = publish_run(plan, artifacts, job_id=args.job_id, note=note_of(args.job_id))
+    lock = publish_run(plan, artifacts, job_id=args.job_id, note=holder_note(args.job_id))
+    if args.plan_only:
+        lock.release()
+        return 0
     return execute(Job(plan, trainer, args.job_id), lock, stop, company)
 
 
@@ -96,8 +106,8 @@ def _fork(
     *,
     loaded: LoadedSpec | None,
 ) -> int:
-    asked = Fork(source, args.checkpoint, runs_dir, run_id, loaded, args.allow_change)
-    return fork(asked, job_id=args.job_id, note=note_of(args.job_id), stop=stop, company=company)
+    asked = Fork(source, args.checkpoint, runs_dir, run_id, loaded, args.allow_change, plan_only=args.plan_only)
+    return fork(asked, job_id=args.job_id, note=holder_note(args.job_id), stop=stop, company=company)
 
 
 def _plan(request: _Request, world: World) -> tuple[Plan, Trainer]:
@@ -132,6 +142,8 @@ def _take_up(
     # the checkpoint that a fork began with is not one of the fork itself, once it is there
     named = None if args.checkpoint is None or args.fork_from is not None else named_step(run_dir, args.checkpoint)
     before = read_outcome(run_dir)
+    is_fork = read_forked_from(run_dir) is not None
+    is_planned = before is None and is_untouched(run_dir, is_fork=is_fork)
     is_finished = before is not None and before.exit_code == 0 and (named is None or named >= before.step)
     if wanted is None and before is not None and is_finished:
         mend_journal(plan, before)
@@ -148,14 +160,26 @@ def _take_up(
             return report(before, run_dir)
     prepare_torch(revised)
     sources = () if wanted is None else wanted.loaded.sources
-    resume = Resume(published=plan, sources=sources, before=before, named=named)
-    return execute(Job(revised, trainer, args.job_id, resume=resume, changes=changes), lock, stop, company)
+    resume = Resume(
+        published=plan,
+        sources=sources,
+        before=before,
+        named=named,
+        is_fork=is_planned and is_fork,
+        is_planned=is_planned,
+    )
+    job = Job(revised, trainer, args.job_id, resume=resume, changes=changes)
+    if args.plan_only:
+        require_resumable(job)
+        lock.release()
+        return 0
+    return execute(job, lock, stop, company)
 
 
 def claim(run_dir: Path, job_id: str) -> Lock:
     """The lock of an existing run, held. Raises ResumeRefused where somebody else has it."""
     lock = Lock(run_dir / LOCK_NAME)
-    if not lock.acquire(note_of(job_id)):
+    if not lock.acquire(holder_note(job_id)):
         raise ResumeRefused("another process is running it.", where=str(run_dir), hint="Wait for it, or cancel it.")
     return lock
 
@@ -167,8 +191,3 @@ def goes_on(before: Outcome, revised: Plan, changes: Sequence[Difference]) -> bo
         return False
     by_budget = before.status == "completed" and "budget.max_steps" in changed
     return by_budget or any(key.startswith("gates.") for key in changed)
-
-
-def note_of(job_id: str) -> str:
-    """What the holder of a run's lock leaves in it."""
-    return f"pid={os.getpid()} job={job_id}"

@@ -20,20 +20,23 @@ import torch
 
 from trn.checkpoint import rng
 from trn.checkpoint.discover import load_payload
-from trn.errors import PlanRefused, ResumeRefused, Stopped, TrnError, UsageError
+from trn.errors import PlanRefused, ResumeRefused, Stopped, StorageError, TrnError, UsageError
 from trn.feed.tensors import to_tensors
+from trn.files import remove
 from trn.loop.agreement import Agreement
 from trn.loop.batches import Batches, Rows
 from trn.loop.loop import Ending, Parts
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
 from trn.plan import make_params, torch_device
-from trn.records import Outcome, utc_now
+from trn.records import Outcome, cancel_path, utc_now
 from trn.runner import signals
 from trn.runner.alongside import Alongside, alongside
 from trn.runner.artifacts import safe_text
+from trn.runner.cancelled import CancelWatch
 from trn.runner.company import Company, is_out_of_memory
 from trn.runner.execute import Journal, enter, finish_saving, parts_of
+from trn.runner.fence import Fence
 from trn.runner.live import check_live
 from trn.runner.make import Made
 from trn.runner.outcome import publish_outcome
@@ -41,6 +44,7 @@ from trn.runner.reading import open_feed
 from trn.runner.restore import Restored
 from trn.session.no_data import NoData
 from trn.session.opening import Opened
+from trn.session.sending import sending
 from trn.session.steps import Steps
 from trn.session.tracked import Tracked
 from trn.trainer import Context
@@ -64,6 +68,7 @@ class OwnJob:
         self.is_left = False
         """Whether the block was left: the folder is not ours any more."""
         self._opened, self._job, self._lock = opened, opened.job, opened.lock
+        self._fence = Fence(opened.lock)
         self._owner, self._started_at = os.getpid(), utc_now()
         self._company = Company()
         self._journal: Journal | None = None
@@ -90,9 +95,15 @@ class OwnJob:
         if self._opened.finished is not None:
             return
         is_new = self._job.resume is None
+        self._undo.enter_context(self._fence.guarding())
         self._beside = self._undo.enter_context(alongside(self.plan, self._job.job_id, self._company, is_new=is_new))
         if threading.current_thread() is threading.main_thread():
             self._undo.callback(signals.install(self.stop, ignored_too=False))
+        asked = cancel_path(Path(self.plan.runs_dir), self._job.job_id)
+        self._undo.callback(_forget, asked)
+        watch = CancelWatch(asked, self.stop)
+        watch.start()
+        self._undo.callback(watch.end)
         self.stop.limit_runtime(self.plan.max_runtime_s)
         if self.made.ctx.device.type == "cuda":
             torch.cuda.set_device(self.made.ctx.device)
@@ -117,6 +128,7 @@ class OwnJob:
         if with_data:
             rows = open_feed(self.plan, progress, self._company, self.stop)
             feed, take = Rows(rows), rows.next
+        self._undo.enter_context(sending(self.plan, self._job.job_id))
         self._parts = parts_of(self._job, journal, self.made, feed, self.stop, self._company)
         self.tracked.step = progress.step
         journal.events.emit("started", step=progress.step, max_steps=self.plan.budget.max_steps)
@@ -139,8 +151,7 @@ class OwnJob:
                 self._opened.give_up()
                 return None
             journal = self._enter()
-            ending = self._ending(error)
-            return self._publish(journal, ending)
+            return self._tell(journal, error)
         finally:
             self.is_left = True
             if self.steps is not None:
@@ -163,8 +174,15 @@ class OwnJob:
         if self._journal is None:
             if self._beside is not None:
                 self._beside.admit()
-            self._journal, self._restored = enter(self._job, self._opened.found)
+            self._journal, self._restored = enter(self._job, self._opened.found, self._fence)
         return self._journal
+
+    def _tell(self, journal: Journal, error: BaseException | None) -> Outcome:
+        def work() -> Outcome:
+            self._fence()
+            return self._publish(journal, self._ending(error))
+
+        return work() if self._beside is None else self._beside.fenced(work)
 
     def _ending(self, error: BaseException | None) -> Ending:
         """How it ended; what is in flight has come to its end."""
@@ -205,6 +223,13 @@ class OwnJob:
             started_at=self._started_at,
             inexact_because=self.inexact_because,
         )
+
+
+def _forget(asked: Path) -> None:
+    """Remove the request to cancel a job that has ended: it has no door that would."""
+    with contextlib.suppress(StorageError):
+        if asked.exists():
+            remove(asked)
 
 
 def _ending_of(error: BaseException, step: int) -> Ending:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from trn.checkpoint.discover import Found
 from trn.checkpoint.named import named_step
 from trn.errors import PlanRefused, ResumeRefused, UsageError
-from trn.files import Lock
+from trn.files import Lock, holder_note
 from trn.plan import make_plan, publish_run
 from trn.plan.publish import PLAN_NAME, refuse_taken, withdraw_run
 from trn.ranks import World, read_world
@@ -21,7 +21,7 @@ from trn.runner.artifacts import start_artifacts
 from trn.runner.contract import compare_with_spec, revise
 from trn.runner.execute import Job, Resume, require_resumable
 from trn.runner.outcome import mend_journal, read_outcome
-from trn.runner.start import claim, goes_on, note_of
+from trn.runner.start import claim, goes_on
 from trn.session.own_loop import Caller, OwnLoop, stand_in_for
 from trn.spec import Flag, LoadedSpec, load_spec
 from trn.spec.plan_model import Plan
@@ -90,7 +90,7 @@ def open_job(asked: Asked) -> Opened:
     _refuse_hang(plan)
     prepare_torch(plan)
     artifacts = start_artifacts(plan, loaded.sources, job_id=job_id)
-    lock = publish_run(plan, artifacts, job_id=job_id, note=note_of(job_id))
+    lock = publish_run(plan, artifacts, job_id=job_id, note=holder_note(job_id))
     return Opened(Job(plan, loop, job_id), loop, lock, Found(None, ()))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from trn.errors import DataExhausted, NumericalInstability, UsageError
 from trn.feed import RawBatch
 from trn.gates import EpochTally, Verdict, after_step
+from trn.loop.beats import Beats
 from trn.loop.cadences import checkpoint, is_checkpoint_due, is_settled, settle
 from trn.loop.lines import finite_metrics, step_line
 from trn.loop.loop import Ending, Parts, announce, end, take_up
@@ -66,6 +67,7 @@ class Steps:
         self._begun = progress.step
         parts.pulse.progress, parts.pulse.doing = progress, "train"
         parts.pulse.mark("train_begin")
+        self._beats = Beats(parts.plan, parts.events, parts.pulse)
         tell_reports(parts.events, progress.step, parts.ctx._reported())
         self._verdict: Verdict | None = None
 
@@ -136,13 +138,16 @@ class Steps:
             waited_s=waited_s,
             tokens_seen=tokens_seen,
         )
+        if (pulse := parts.pulse).gpu is not None:
+            line["gpu_util_pct"] = pulse.gpu_util_pct(ended_s)
         if not raw.batch_rows:
             line["samples_per_sec"] = None
-        if not wall_s > 0 <= waited_s:  # all readings are the clock's: with these two, every one of them is in range
-            gates, line, self._verdict = after_step(progress.gates, self._rules, line)
+        # with these two, and no sensor, every reading is in range: all others are made of them
+        if pulse.gpu is not None or not wall_s > 0 <= waited_s:
+            gates, judged, self._verdict = after_step(progress.gates, self._rules, line)
             if gates.telemetry_warnings and not progress.gates.telemetry_warnings:
-                report_readings(parts.events, line)
-            progress.gates = gates
+                report_readings(parts.events, line)  # as it was read
+            progress.gates, line = gates, judged
         parts.metrics.append(line)
         if self._ctx._reports:
             tell_reports(parts.events, step, self._ctx._reported())
@@ -152,9 +157,10 @@ class Steps:
         parts.state.step = step
         if self._metric_every and step % self._metric_every == 0:
             parts.events.emit("metric", **deterministic_part(line))
-        pulse = parts.pulse
         pulse.ended_s, pulse.waited_s = ended_s, waited_s
         pulse.waited_total_s += waited_s
+        if ended_s >= self._beats.due_s:
+            self._beats.beat(step, ended_s)
         if step == self._begun + 1:
             pulse.mark("first_step_end")
         self._last_line, self._raw, self._is_unsettled = line, None, True
