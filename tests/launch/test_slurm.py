@@ -53,37 +53,32 @@ def test_a_batch_script_is_one_process(environ: dict[str, str], tmp_path: Path) 
     script, out = tmp_path / "job.sh", tmp_path / "out"
     world = "import os; from trn.ranks import read_world; print(read_world(os.environ).world_size)"
     script.write_text(f"#!/bin/sh\n{shlex.join([sys.executable, '-c', world])} > {out}\n")
-    done = run(environ, "sbatch", "-W", "-n2", "-o", str(tmp_path / "log"), str(script))
+    done = run(environ, "sbatch", "-n2", "-o", str(tmp_path / "log"), str(script))
     assert done.returncode == 0, done.stderr
+    until(lambda: out.exists() and out.read_text(), timeout_s=60)
     assert out.read_text() == "1\n"
 
 
-def test_srun_trains_with_two_ranks_and_one_job(environ: dict[str, str], tmp_path: Path) -> None:
-    job = write_job(tmp_path / "job", max_steps=60)
-    command = [*TRN, "run", "--config", str(job), "--ddp", "--run-id", "demo", "--json"]
-    done = run(environ, "srun", "-n2", *command)
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)  # one door answers
-    assert (document["state"], document["outcome"]["step"]) == ("completed", 60)
-    assert len(json.loads(run(environ, *TRN, "list", "--json").stdout)) == 1
-    assert run(environ, *TRN, "verify", "demo").returncode == 0
-    plan = json.loads((tmp_path / "runs" / "demo" / "reports" / "resolved_config.json").read_text())
-    assert plan["world_size"] == 2
-    until(lambda: not marked(environ["TRN_TEST_MARK"]))
-
-
-def test_a_cancelled_step_ends_with_a_checkpoint(environ: dict[str, str], tmp_path: Path) -> None:
+def test_srun_trains_with_two_ranks_as_one_job_which_ends_with_a_checkpoint(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
     job = write_job(tmp_path / "job", max_steps=100_000)
-    command = ["srun", "-n2", "-J", "victim", *TRN, "run", "--config", str(job), "--ddp", "--run-id", "demo"]
-    metrics = tmp_path / "runs" / "demo" / "reports" / "train_metrics.jsonl"
-    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as step:
+    command = ["srun", "-n2", "-J", "victim", *TRN, "run", "--config", str(job), "--ddp", "--run-id", "demo", "--json"]
+    reports = tmp_path / "runs" / "demo" / "reports"
+    metrics = reports / "train_metrics.jsonl"
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as step:
         until(lambda: metrics.exists() and metrics.stat().st_size > 1000, timeout_s=60)
         assert run(environ, "scancel", "-s", "TERM", "-n", "victim").returncode == 0
-        _, said = step.communicate(timeout=60)
+        told, said = step.communicate(timeout=60)
     assert step.returncode == 75, said
     assert "preempted" in said
+    document = json.loads(told)  # one door answers
+    assert (document["state"], document["outcome"]["resumable"]) == ("preempted", True)
+    assert signal.SIGTERM.name in document["reason"]
+    assert len(json.loads(run(environ, *TRN, "list", "--json").stdout)) == 1
+    assert run(environ, *TRN, "verify", "demo").returncode == 0
+    assert json.loads((reports / "resolved_config.json").read_text())["world_size"] == 2
     until(lambda: not marked(environ["TRN_TEST_MARK"]))
-    assert signal.SIGTERM.name in json.loads((metrics.parent / "outcome.json").read_text())["reason"]
 
 
 def test_a_mistake_is_told_by_every_task_and_starts_nothing(environ: dict[str, str], tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trn.doors.foreground import Watch, run_in_foreground
+from trn.doors.foreground import run_in_foreground
 from trn.doors.progress import display_for
 from trn.doors.summary import summary_lines
+from trn.doors.watch import Watch
 from trn.jobs import Store, open_store
 from trn.jobs.ending import Ending
 from trn.launch import LocalLauncher

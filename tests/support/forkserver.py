@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import traceback
@@ -69,14 +70,17 @@ def _serve() -> None:
     # the first optimizer of a process imports torch._dynamo, which takes seconds
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 
+    running: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
             status = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+            running.discard(request["wait"])
             print(json.dumps(status), flush=True)
             continue
         pid = os.fork()
         if pid:
+            running.add(pid)
             print(json.dumps(pid), flush=True)
             continue
         os.setsid()
@@ -96,6 +100,8 @@ def _serve() -> None:
             sys.stderr.flush()
             os.write(2, f"{OPERATIONS}{files.fault_count()}\n".encode())
             os._exit(code)
+    for pid in running:  # of tests that failed before they could wait for them
+        os.kill(pid, signal.SIGKILL)
 
 
 def _run_script(request: dict[str, Any]) -> int:

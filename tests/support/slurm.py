@@ -23,6 +23,7 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 
 _CONFIG = """
 ClusterName=test
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
@@ -40,6 +41,7 @@ ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 SlurmdParameters=config_overrides
 ReturnToService=2
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
@@ -68,7 +70,15 @@ def slurm(folder: Path) -> Iterator[Mapping[str, str]]:
     host = socket.gethostname().partition(".")[0]
     controller, first, second = _free_ports(3)
     (folder / "slurm.conf").write_text(
-        _CONFIG.format(host=host, folder=folder, controller=controller, first=first, second=second)
+        _CONFIG.format(
+            host=host,
+            folder=folder,
+            controller=controller,
+            first=first,
+            second=second,
+            # a job's machines meet at a port made from its number: two of these Slurms at a time must not share one
+            first_job=1 + secrets.randbelow(1_000_000),
+        )
     )
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _PATH}
@@ -77,7 +87,10 @@ def slurm(folder: Path) -> Iterator[Mapping[str, str]]:
         for command in (["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]):
             stack.enter_context(_running(command, folder, environ))
         _wait_until_idle(environ)
-        yield environ
+        try:
+            yield environ
+        finally:
+            _end_jobs(environ)
 
 
 @contextlib.contextmanager
@@ -119,10 +132,21 @@ def _wait_until_idle(environ: Mapping[str, str]) -> None:
     while said.split() != ["idle", "idle"]:
         assert time.monotonic() < deadline, f"the nodes are not idle: {said}"
         time.sleep(0.1)
-        done = subprocess.run(
-            ["sinfo", "-h", "-N", "-o", "%T"], capture_output=True, text=True, env=dict(environ), check=False
-        )
-        said = done.stdout or done.stderr
+        said = _said(environ, "sinfo", "-h", "-N", "-o", "%T")
+
+
+def _end_jobs(environ: Mapping[str, str]) -> None:
+    """Kill what a failed test has left running: slurmd leaves it to itself when it ends."""
+    deadline = time.monotonic() + 15
+    while _said(environ, "squeue", "-h", "-o", "%i") and time.monotonic() < deadline:
+        _said(environ, "scancel", "--full", "--signal=KILL", "--user=root")
+        _said(environ, "scancel", "--user=root")
+        time.sleep(0.2)
+
+
+def _said(environ: Mapping[str, str], *command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(environ), check=False, timeout=30)
+    return done.stdout or done.stderr
 
 
 def _free_ports(count: int) -> list[int]:

@@ -4,7 +4,10 @@
 
 WHAT: complete | die (SIGKILL itself) | exit=N | refuse | early-die (publish, then die before the first event) |
 silent-die (die without a folder) | wait (for a signal, or for its door to vanish) | wait-twice (for two signals) |
-lock (hold the run and wait) | die-once (the first job dies, the next completes)
+lock (hold the run and wait) | die-once (the first job dies, the next completes) |
+until=FILE (complete when it is there, with or without a door)
+
+With --plan-only it makes the folder, and ends.
 
 As a rank other than 0 (RANK) it waits for the outcome, and ends with its status.
 """
@@ -156,6 +159,7 @@ def main() -> int:
     parser.add_argument("--wait-ms", type=float, default=0.0)
     parser.add_argument("--then", required=True)
     parser.add_argument("--door-pid")
+    parser.add_argument("--plan-only", action="store_true")
     args = parser.parse_args()
     if os.environ.get("RANK", "0") != "0":
         return follow(args.run_dir, args.job_id)
@@ -176,6 +180,8 @@ def main() -> int:
     if args.then == "silent-die":
         os.kill(os.getpid(), signal.SIGKILL)
     lock = publish(args.run_dir, args.job_id)
+    if args.plan_only:
+        return 0
     if args.then == "early-die":
         os.kill(os.getpid(), signal.SIGKILL)
     job = Job(args.run_dir, args.job_id)
@@ -186,6 +192,10 @@ def main() -> int:
         status = job.end("completed")
     elif args.then in ("wait", "wait-twice"):
         status = wait_for_signals(job, received, door_pid, 1 if args.then == "wait" else 2)
+    elif args.then.startswith("until="):
+        while not os.path.exists(args.then.removeprefix("until=")):
+            time.sleep(0.01)
+        status = job.end("completed")
     elif args.then == "lock":
         signal.pause()
     elif args.then == "die":

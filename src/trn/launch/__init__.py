@@ -10,6 +10,13 @@ it may use (devices). A launcher hands over no secret: the child inherits this p
     local      a process in a session of its own, its output in a file
     torchrun   several processes on this machine, and perhaps more on others
     inline     in this very process, for a debugger
+
+Engines are another interface: they queue a job and start it elsewhere, after this process has gone. They are imported
+when they are asked.
+
+    Request ──prepare──> script or manifest ──submit──> engine id ──poll, signal, cancel
+
+    slurm, ray, kubernetes
 """
 
 from trn.launch.inline import InlineLauncher

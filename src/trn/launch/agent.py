@@ -6,9 +6,10 @@
                        └──SIGKILL──> who does not end
 
 A signal goes to the ranks and not to torchrun, which would kill them after its own thirty seconds: a last checkpoint
-may take longer, and each rank keeps its own time. When the door is gone, that is a SIGTERM. When torchrun is gone, the
-ranks are this process's children, and are asked to stop. A rank that is stopped (SIGSTOP) hears nothing: while the
-others end it is killed. The agent ends when no child is left, with torchrun's exit status or 128 plus its signal.
+may take longer, and each rank keeps its own time. When the door is gone, that is a SIGTERM, unless they are detached.
+When torchrun is gone, the ranks are this process's children, and are asked to stop. A rank that is stopped (SIGSTOP)
+hears nothing: while the others end it is killed. The agent ends when no child is left, with torchrun's exit status or
+128 plus its signal.
 
 Only Linux: it reads /proc, adopts orphans, and torchrun gets a SIGTERM from the kernel should this process be killed.
 """
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _folder() as folder:
             filled = {FOLDER: folder, ATTEMPT: f"trn-{args.attempt + restarts}"}
             command = [filled.get(part, part) for part in args.command]
-            agent = _Agent(command, nproc=args.nproc, grace_s=args.grace_s, door=door)
+            agent = _Agent(command, nproc=args.nproc, grace_s=args.grace_s, door=None if args.detached else door)
             status = agent.run(listened)
             # torchrun fills its folder when it starts the ranks, whose life can be shorter than a look
             had_ranks = agent.had_ranks or bool(os.listdir(folder))
@@ -125,6 +126,7 @@ def _opened(folder: str) -> Iterator[int]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trn.launch.agent", description="Run torchrun, and end it.")
     parser.add_argument("--door-pid", type=int, help="end when this is no longer the parent; else: when it changes")
+    parser.add_argument("--detached", action="store_true", help="go on without the door")
     parser.add_argument("--nproc", type=int, required=True, help="how many ranks torchrun starts here")
     parser.add_argument("--grace-s", type=float, default=30.0, help="how long ranks without torchrun may take to end")
     parser.add_argument("--attempt", type=int, default=0, help="how often the run was restarted before")
@@ -136,7 +138,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 class _Agent:
     """One torchrun and all that comes of it."""
 
-    def __init__(self, command: Sequence[str], *, nproc: int, grace_s: float, door: int) -> None:
+    def __init__(self, command: Sequence[str], *, nproc: int, grace_s: float, door: int | None) -> None:
         self.is_asked = False
         """Whether somebody asked it to stop."""
         self._command, self._nproc, self._grace_s, self._door = command, nproc, grace_s, door
@@ -158,7 +160,7 @@ class _Agent:
             heard = signal.sigtimedwait(listened, _LOOK_EVERY_S)
             if heard is not None and heard.si_signo != signal.SIGCHLD:
                 self._ask(heard.si_signo)
-            if not self.is_asked and os.getppid() != self._door:
+            if not self.is_asked and self._door is not None and os.getppid() != self._door:
                 self._ask(signal.SIGTERM)
             self._look()
         assert self._status is not None, "torchrun was a child, and none is left"

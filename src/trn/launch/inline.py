@@ -13,16 +13,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trn.devices import Lease
 from trn.launch.launcher import Handle, Launcher
 
 __all__ = ["InlineLauncher"]
 
 
 class InlineLauncher(Launcher):
-    """Runs `[python, ..., "-m", MODULE, ...]` to its end before `start` returns. What it prints goes to stderr."""
+    """Runs `[python, ..., "-m", MODULE, ...]` to its end before `start` returns. What it prints goes to stderr.
+
+    With a `lease` this process sees its devices and runs on its cores, from then on.
+    """
+
+    def __init__(self, lease: Lease | None = None) -> None:
+        self._lease = lease or Lease()
 
     def start(self, argv: Sequence[str], *, log: Path) -> Handle:
         module, *arguments = argv[list(argv).index("-m") + 1 :]
+        os.environ.update(self._lease.environ())
+        if self._lease.cpus and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, self._lease.cpus)
         before = sys.argv
         sys.argv = [module, *arguments]
         try:

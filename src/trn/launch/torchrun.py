@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trn.devices import Lease
 from trn.errors import StorageError
 from trn.files import make_folder, remove
 from trn.launch.launcher import Handle, Launcher
@@ -50,11 +51,21 @@ class Layout:
 class TorchrunLauncher(Launcher):
     """Starts `[python, ..., "-m", MODULE, ...]` as the ranks of a world.
 
-    `grace_s`: how long they may take to end; `attempt`: how often the run was restarted before.
+    `grace_s`: how long they may take to end; `attempt`: how often the run was restarted before; `is_detached`: they
+    outlive this process; `lease`: what they hold.
     """
 
-    def __init__(self, layout: Layout, *, grace_s: float = 30.0, attempt: int = 0) -> None:
-        self._layout, self._grace_s, self._attempt = layout, grace_s, attempt
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        grace_s: float = 30.0,
+        attempt: int = 0,
+        is_detached: bool = False,
+        lease: Lease | None = None,
+    ) -> None:
+        self._layout, self._grace_s, self._attempt, self._is_detached = layout, grace_s, attempt, is_detached
+        self._lease = lease
 
     def start(self, argv: Sequence[str], *, log: Path) -> Handle:
         make_folder(log.parent)
@@ -62,7 +73,7 @@ class TorchrunLauncher(Launcher):
         remove(failure)
         environ = self.environ() | {error_file.VARIABLE: str(failure)}
         command = self.command(argv, door_pid=os.getpid())
-        return _TorchrunHandle(LocalLauncher(environ).start(command, log=log), failure)
+        return _TorchrunHandle(LocalLauncher(environ, lease=self._lease).start(command, log=log), failure)
 
     def command(self, argv: Sequence[str], *, door_pid: int | None, max_restarts: int = 0) -> list[str]:
         """The agent's command line; without a `door_pid` it watches whoever its parent is."""
@@ -70,6 +81,7 @@ class TorchrunLauncher(Launcher):
         door = [] if door_pid is None else ["--door-pid", str(door_pid)]
         own = ["--nproc", str(self._layout.nproc), "--grace-s", f"{self._grace_s:g}"]
         own += ["--attempt", str(self._attempt)] if self._attempt else []
+        own += ["--detached"] if self._is_detached else []
         own += ["--max-restarts", str(max_restarts)] if max_restarts else []
         torchrun = [*here, "trn.ranks.torchrun", *self._options(), "--no-python", *argv]
         return [*here, "trn.launch.agent", *door, *own, "--", *torchrun]
