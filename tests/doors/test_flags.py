@@ -94,6 +94,9 @@ CASES = {
     "--best-mode": Case(["max"], "max", "min", "min", "checkpoint.best_mode"),
     "--metric-every": Case(["7"], 7, "8", 9, "metric_every"),
     "--sample-every": Case(["7"], 7, "8", 9, "sample_every"),
+    "--events": Case(
+        ["file:/one", "--events", "-"], ("file:/one", "-"), "[file:/two]", ["file:/three"], "events", ["file:/one", "-"]
+    ),
     "--export-onnx": Case([], True, "false", False, REFUSED),
     "--onnx-opset": Case(["20"], 20, "21", 22, "export.opset"),
     "--parity-policy": Case(["warn"], "warn", "fail", "fail", "export.parity_policy"),
@@ -206,7 +209,8 @@ def test_a_bad_value_is_one_line_that_names_the_flag(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert captured.err.startswith(f"spec error [spec_refused] {knob.name}: {knob.key}: expected ")
+    place = f"{knob.key}[0]" if knob.is_list else knob.key
+    assert captured.err.startswith(f"spec error [spec_refused] {knob.name}: {place}: expected ")
     assert not runs_dir.exists()
     assert sorted(job.parent.iterdir()) == before
 

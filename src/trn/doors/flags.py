@@ -26,7 +26,10 @@ class Knob:
     name: str
     key: str
     takes: str
-    """N a whole number, X a number, NAME a word, `a|b` one of these; nothing: a switch, which has a `--no-` too."""
+    """N a whole number, X a number, NAME a word, `a|b` one of these; nothing: a switch, which has a `--no-` too.
+
+    URL one of several: the flag may be given again, and all of them together are the value.
+    """
     help: str
     on: object = True
     off: object = False
@@ -39,6 +42,10 @@ class Knob:
     @property
     def is_number(self) -> bool:
         return self.takes in ("N", "X")
+
+    @property
+    def is_list(self) -> bool:
+        return self.takes == "URL"
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -115,6 +122,7 @@ GROUPS: Mapping[str, tuple[Knob, ...]] = {
         Knob("--best-mode", "checkpoint.best.mode", "min|max", "Whether less or more of it is better."),
         Knob("--metric-every", "metric_every", "N", "Metric events each N steps; 0: never."),
         Knob("--sample-every", "sample_every", "N", "Samples each N steps; 0: never."),
+        Knob("--events", "events", "URL", "Send events there: file:PATH, redis://..., -; repeatable."),
     ),
     "Export": (
         Knob("--export-onnx", "export.onnx", "", "Export to ONNX, and compare."),
@@ -150,13 +158,24 @@ def _option(knob: Knob) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return [CompletionItem(word) for word in knob.words if word.startswith(incomplete)]
 
     # text, whatever it takes: the schema refuses in one line that names the flag, where click would print its usage
-    return click.option(knob.name, knob.parameter, metavar=knob.takes, shell_complete=complete, help=knob.help)
+    return click.option(
+        knob.name,
+        knob.parameter,
+        metavar=knob.takes,
+        shell_complete=complete,
+        help=knob.help,
+        multiple=knob.is_list,
+        default=None,
+    )
 
 
 def given_knobs(given: Mapping[str, Any]) -> Iterator[tuple[Knob, object]]:
     """What was given on the command line, in the order of the table: a text, or what a switch says."""
     for knob in KNOBS:
-        if (value := given[knob.parameter]) is not None:
+        value = given[knob.parameter]
+        if knob.is_list:
+            value = list(value or ()) or None
+        if value is not None:
             yield knob, (knob.on if value else knob.off) if knob.is_switch else value
 
 

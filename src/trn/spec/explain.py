@@ -89,6 +89,8 @@ def _problem(tree: Node, error: ErrorDetails, suggestion: str) -> Problem:
         return _at(tree, path, f"unknown key{suggestion}")
     if kind == "missing":
         return _at(tree, path, f"required, never defaulted{_example(path)}")
+    if kind == "told":  # in full, since what was found may be no one else's business
+        return _at(tree, path, str(error.get("ctx", {})["told"]))
     message = f"expected {_expectation(error)}, found {found(error['input'])}"
     if kind == "string_type" and isinstance(error["input"], (int, float)):
         message += "; put it in quotes"

@@ -41,7 +41,7 @@ def load_spec(
     sets: Sequence[str] = (),
     flags: Sequence[Flag] = (),
     profile: str | None = None,
-    defaults: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> LoadedSpec:
     """The spec in `config` over what it extends, under `profile`, `sets` (`a.b=c`) and `flags`.
 

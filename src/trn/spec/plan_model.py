@@ -54,6 +54,7 @@ UNFINGERPRINTED = frozenset(
         "experiment",
         "log",
         "heartbeat_s",
+        "events",
     }
 )
 
@@ -292,6 +293,8 @@ class Plan(_Part):
     log: LogPlan
     heartbeat_s: float
     """How often each rank gives a sign of life; 0: never."""
+    events: list[str] = []
+    """Where the journal is sent, with absolute paths and without secrets."""
     experiment: dict[str, Any] = {}
     """Notes of the author."""
     max_runtime_s: float

@@ -25,6 +25,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from trn.addresses import parse_target
+from trn.errors import UsageError
 from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN
 from trn.spec.rules import broken_rules
 from trn.spec.words import dotted, one_of
@@ -133,6 +135,21 @@ def _at_least_one(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _is_target(value: str) -> str:
+    try:
+        parse_target(value)
+    except UsageError as error:
+        told = f"{error.message} {error.hint}"
+        raise PydanticCustomError("told", "{told}", {"told": told.rstrip(".")}) from error
+    return value
+
+
+def _no_target_twice(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len({parse_target(one).digest for one in value}) < len(value):
+        raise _expected("each target once")
+    return value
+
+
 def _is_file_name(value: str) -> str:
     if not _FILE_NAME.fullmatch(value):
         raise _expected("a plain file name: 1 to 64 of A-Z a-z 0-9 . _ -, the first one a letter or digit")
@@ -160,6 +177,11 @@ Patterns = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
     Field(strict=False, json_schema_extra={"minItems": 1}),
     AfterValidator(_at_least_one),
+]
+Targets = Annotated[
+    tuple[Annotated[str, Field(max_length=1024), AfterValidator(_is_target)], ...],
+    Field(strict=False, max_length=16),
+    AfterValidator(_no_target_twice),
 ]
 Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False), BeforeValidator(_two_numbers)]
 
@@ -504,6 +526,8 @@ class Spec(_Part):
     """The mirror of the log."""
     heartbeat: HeartbeatSpec = Field(default_factory=HeartbeatSpec)
     """Signs of life."""
+    events: Targets = ()
+    """Where events and metrics are sent while the run goes on: `file:PATH`, `redis://...`, `tensorboard:` ..."""
     experiment: dict[str, Any] = Field(default_factory=dict)
     """Notes of the author, carried into the metadata: any JSON values. They change nothing."""
     add_version: bool = False

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path as FilePath
 
+from trn.addresses import absolute_target
 from trn.errors import Problem
 from trn.spec.nodes import Node, Path
 from trn.spec.words import dotted, found
@@ -49,7 +50,14 @@ def settle(tree: Node, folder: FilePath, problems: list[Problem]) -> Node:
 def _settle_one(tree: Node, folder: FilePath, problems: list[Problem], path: Path) -> Node:
     for place in _PATHS:
         tree = _changed(tree, place, lambda node: _absolute(node, folder))
+    tree = _changed(tree, ("events",), lambda node: _absolute_targets(node, folder))
     return _one_precision(tree, problems, path)
+
+
+def _absolute_targets(node: Node, folder: FilePath) -> Node:
+    if isinstance(node.value, tuple):
+        return replace(node, value=tuple(_absolute_targets(item, folder) for item in node.value))
+    return replace(node, value=absolute_target(node.value, str(folder))) if isinstance(node.value, str) else node
 
 
 def _changed(tree: Node, path: Path, change: Callable[[Node], Node]) -> Node:
