@@ -39,6 +39,8 @@ bench: setup ## what we claim about speed, a quarter of an hour; BENCH=--quick: 
 	$(BIN)/python benchmarks/lm_hf.py $(BENCH)
 	$(BIN)/python benchmarks/checkpoint.py $(BENCH)
 	$(BIN)/python benchmarks/startup.py $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/jobs.py $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sinks.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/feed.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/export.py $(BENCH)
 

@@ -1,12 +1,21 @@
-"""In CI everything is installed, so a skipped test is a failed one."""
+"""Leases of the tests' own; and in CI everything is installed, so a skipped test is a failed one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 _skipped: list[str] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leases_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests lease is leased among themselves: never in the machine's folder, where real jobs hold devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRN_LEASES_DIR", str(tmp_path_factory.mktemp("leases")))
+        yield
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from support.door import filled, open_door, row_of, start_door, until
+from support.kept import left
 from support.stand_in import Job, argv, publish
 from trn import files
 from trn.errors import StorageError
@@ -88,8 +89,7 @@ def test_a_refusal_shows_its_lines_and_leaves_nothing_of_the_run(
     assert ending == Ending("rejected", 78, said)
     assert (row.state, row.exit_code, row.reason) == ("rejected", 78, said)
     assert said in capsys.readouterr().err.splitlines()
-    left = {str(path.relative_to(runs_dir)) for path in runs_dir.rglob("*") if path.is_file()}
-    assert left == {".trn/jobs.db", ".trn/jobs.lock", "jobs/index.jsonl"}
+    assert left(runs_dir) == set()
 
 
 @pytest.mark.parametrize("then", ["die", "early-die", "exit=1", "exit=0"])
@@ -173,6 +173,7 @@ def test_another_jobs_news_are_not_taken_for_ours(runs_dir: Path, capsys: pytest
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
+from support.kept import left
 from support.stand_in import Job
 Job(Path({str(runs_dir / "demo")!r}), {other.job_id!r}).train(2)
 sys.exit(78)
@@ -378,7 +379,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_child_once(runs_dir: Path) -> None:
 
 
 def test_a_signal_before_the_child_is_there_reaches_it(runs_dir: Path) -> None:
-    from trn.doors.foreground import _Signals
+    from trn.doors.forwarding import Signals
     from trn.launch import Handle
 
     class Recorder(Handle):
@@ -397,9 +398,9 @@ def test_a_signal_before_the_child_is_there_reaches_it(runs_dir: Path) -> None:
         def failure(self) -> tuple[int, str] | None:
             return None
 
-    signals, child = _Signals(), Recorder()
+    signals, child = Signals(), Recorder()
     signals.handle(signal.SIGTERM, None)
-    signals.attach(child)
+    signals.attach(child.signal)
     signals.handle(signal.SIGINT, None)
     assert child.sent == signals.received == [signal.SIGTERM, signal.SIGINT]
 

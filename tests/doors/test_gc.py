@@ -27,7 +27,7 @@ from trn.doors.cli import main
 from trn.files import AppendLog, Lock, link_atomic, make_folder, write_atomic
 from trn.jobs import job_log, launch_lock, open_store
 from trn.journal import EventLog
-from trn.records import Position, new_job_id, pretty_json, read_json
+from trn.records import Position, cancel_path, new_job_id, pretty_json, read_json
 from trn.verify import verify_run
 
 Capture = pytest.CaptureFixture[str]
@@ -294,6 +294,48 @@ def test_a_run_that_died_while_it_was_planned_goes_and_one_at_work_stays(runs_di
     assert items(document) == {"staging": [".trn/staging/job-dead"]}
     assert sorted(os.listdir(staging)) == ["job-alive", "job-new", "notes"]
     alive.release()
+
+
+def test_a_wish_to_cancel_goes_once_its_job_has_ended(runs_dir: Path, capsys: Capture) -> None:
+    waiting, ended = row_of(runs_dir, "one"), row_of(runs_dir, "two")
+    with open_store(runs_dir) as store:
+        for row in (waiting, ended):
+            store.add(row)
+        store.advance(ended.job_id, "completed")
+    own_loop = Lock(run_of(runs_dir, "three", [1]) / ".lock")
+    assert own_loop.acquire("pid=1 job=job-own generation=1")
+    door = Lock(launch_lock(runs_dir, waiting.job_id))
+    make_folder(door.path.parent)
+    assert door.acquire()
+    names = ["job-killed", "job-own", waiting.job_id, ended.job_id]
+    for name in names:
+        put(cancel_path(runs_dir, name))
+    found = items(answer(capsys, "--yes"))["leftover"]
+    assert sorted(found) == sorted(f".trn/cancel/{name}" for name in ("job-killed", ended.job_id))
+    assert sorted(os.listdir(runs_dir / ".trn/cancel")) == sorted(["job-own", waiting.job_id])
+    own_loop.release()
+    door.release()
+
+
+def test_positions_of_runs_that_are_gone_are_freed_and_those_in_use_stay(runs_dir: Path, capsys: Capture) -> None:
+    run_of(runs_dir, "here", [1])
+    sinks, name = runs_dir / ".trn" / "sinks", "0123456789abcdef"
+    for run_id in ("here", "gone", "sending", "strange"):
+        put(sinks / run_id / f"{name}.json")
+        put(sinks / run_id / f"{name}.lock")
+        put(sinks / run_id / f".{name}.json.tmp-12-3")
+    put(sinks / "strange" / "mine.txt")
+    sender = Lock(sinks / "sending" / f"{name}.lock")
+    assert sender.acquire()
+    document = answer(capsys, "--yes")
+    assert items(document) == {
+        "sinks": [".trn/sinks/gone"],
+        "leftover": [f".trn/sinks/here/.{name}.json.tmp-12-3"],
+    }
+    sender.release()
+    assert sorted(os.listdir(sinks)) == ["here", "sending", "strange"]
+    assert sorted(os.listdir(sinks / "here")) == [f"{name}.json", f"{name}.lock"]
+    assert len(os.listdir(sinks / "strange")) == 4
 
 
 def test_the_folder_of_a_doctor_that_was_killed_goes(runs_dir: Path, capsys: Capture) -> None:

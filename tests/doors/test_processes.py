@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from trn.devices import count_accelerators
 from trn.doors.cli import main
 from trn.doors.processes import Asked, Processes, read_processes
 from trn.errors import UsageError
@@ -97,16 +96,6 @@ def test_what_cannot_be_is_refused_in_one_line(asked: Asked, changes: dict[str, 
         read(asked, **changes)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_accelerators_are_counted_as_cuda_sees_them(tmp_path: Path) -> None:
-    for name in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
-        (tmp_path / name).mkdir()
-    seen = {None: 3, "": 0, "-1": 0, "0": 1, "2,1": 2, "0,7,1": 1, "GPU-ab,GPU-cd": 2, "0, 1": 2}
-    for chosen, expected in seen.items():
-        environ = {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}
-        assert count_accelerators(environ, folder=tmp_path) == expected, chosen
-    assert count_accelerators({"CUDA_VISIBLE_DEVICES": "0"}, folder=tmp_path / "none") == 0
 
 
 @pytest.fixture

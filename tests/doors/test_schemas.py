@@ -11,9 +11,9 @@ from jsonschema import Draft202012Validator
 
 from trn.checkpoint.meta import CheckpointMeta
 from trn.doors.cli import main
+from trn.doors.programs import schema_command
 from trn.doors.schemas import schema_names, schema_of
-from trn.doors.schemas_by_hand import EVENT_FIELDS
-from trn.doors.work import schema_command
+from trn.doors.schemas_of_events import EVENT_FIELDS
 from trn.feed import manifest
 from trn.gates import EPOCH_KEYS
 from trn.records import EVENT_KINDS, JobRow, Outcome

@@ -18,9 +18,10 @@ from trn.doors import staying
 from trn.doors.processes import Processes
 from trn.doors.staying import Start, stay_with
 from trn.jobs import open_store
+from trn.jobs.cancelling import ask_to_cancel
 from trn.launch import Layout
 from trn.ranks import World
-from trn.records import JobRow
+from trn.records import JobRow, cancel_path
 
 
 @pytest.fixture
@@ -57,6 +58,21 @@ def test_a_lost_run_goes_on_in_a_new_job(runs_dir: Path, monkeypatch: pytest.Mon
     assert lines.count(f"     folder {runs_dir / 'demo'}") == 1  # the summary is of the last job alone
     document: dict[str, Any] = json.loads(captured.out)
     assert (document["job_id"], document["exit_code"]) == (jobs(runs_dir)[1].job_id, 0)
+
+
+def test_a_job_that_was_lost_while_it_was_asked_to_end_is_not_begun_anew(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancelled_runner(job_id: str) -> list[str]:
+        ask_to_cancel(runs_dir, job_id, now=False)
+        return [sys.executable, "-u", str(SCRIPT), "--then", "die", "--job-id", job_id]
+
+    monkeypatch.setattr(staying, "_runner", cancelled_runner)
+    start = Start(runs_dir, "demo", ["--run-dir", str(runs_dir / "demo")], Processes(Layout(1), World(), 2), "", 30.0)
+    assert stay_with(start, "local", True) == 71
+    (row,) = jobs(runs_dir)
+    assert row.state == "crashed"
+    assert not cancel_path(runs_dir, row.job_id).exists()
 
 
 def test_restarts_come_to_an_end_with_the_last_ones_status(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

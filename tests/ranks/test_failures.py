@@ -10,6 +10,8 @@ import pytest
 
 from support.compare import assert_identical, outcome
 from support.together import ask, ranks, run, write_together
+from trn.files import Holder
+from trn.jobs.cancelling import ask_to_cancel
 from trn.records import read_lines
 
 pytestmark = pytest.mark.slow
@@ -183,6 +185,17 @@ def test_a_second_sigint_on_one_rank_ends_all_at_once(tmp_path: Path) -> None:
         world.signal(1, signal.SIGINT)
         assert world.wait() == [92, 92], world.log(0)
     assert outcome(spec.parent / "runs/r")["status"] == "cancelled"
+
+
+def test_a_request_to_cancel_is_seen_by_rank_0_and_ends_all(tmp_path: Path) -> None:
+    spec = write_together(tmp_path, pause_s=0.2, max_steps=400)
+    runs_dir = spec.parent / "runs"
+    with ranks(2, spec, "r") as world:
+        world.wait_for_steps(runs_dir / "r", 3)
+        job_id = Holder.read((runs_dir / "r/.lock").read_text()).job_id
+        ask_to_cancel(runs_dir, job_id, now=False)
+        assert world.wait() == [92, 92], world.log(0)
+    assert outcome(runs_dir / "r")["reason"] == "`trn cancel` asked for it"
 
 
 def test_a_second_launcher_on_the_same_run_is_refused(tmp_path: Path) -> None:

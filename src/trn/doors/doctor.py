@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from trn.devices import accelerators, holders
 from trn.doors.installation import Library, environment, libraries, machine, torch_facts, trainers
 from trn.doors.lines import size
 from trn.doors.listing import json_option, runs_dir_option
@@ -69,6 +70,7 @@ def examine(runs_dir: Path) -> tuple[Json, list[Problem]]:
     torch, torch_reason = torch_facts()
     variables, variables_reason = environment(os.environ)
     store, store_problems = _job_store(runs_dir)
+    seen = accelerators(os.environ)
     storage = space(tried_in) | {
         "runs_dir": str(runs_dir),
         "tried_in": str(tried_in),
@@ -77,11 +79,13 @@ def examine(runs_dir: Path) -> tuple[Json, list[Problem]]:
     problems = [
         *_storage_problems(trials, storage),
         *store_problems,
+        *_lease_problems(),
         *_installation_problems(known, torch_reason, variables_reason),
         *_variable_problems(),
     ]
     document = {
         **machine(),
+        "accelerators": {"devices": [one.to_json() for one in seen.devices], "reasons": dict(seen.reasons)},
         "libraries": {library.name: library.version for library in known},
         "torch": torch,
         "torch_reason": torch_reason,
@@ -122,6 +126,13 @@ def _storage_problems(trials: list[Trial], storage: Json) -> Iterator[Problem]:
         yield Problem(f"{free} are free in {storage['tried_in']}", "Free some space: `trn gc` shows what runs occupy.")
 
 
+def _lease_problems() -> Iterator[Problem]:
+    try:
+        holders(os.environ)
+    except StorageError as error:
+        yield Problem(f"devices cannot be leased in {error.where}: {error.message.rstrip('.')}", error.hint or "")
+
+
 def _installation_problems(known: list[Library], torch_reason: str | None, own_reason: str | None) -> Iterator[Problem]:
     if not known:
         yield Problem("trn has no metadata: it is not installed", "Install it with pip.", "plan_refused")
@@ -152,6 +163,7 @@ def _lines(document: Json) -> Iterator[tuple[str, str]]:
     yield "cpu", _cpu_line(document["cpu"])
     if memory := document["memory"]:
         yield "memory", f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available"
+    yield "devices", _accelerators_line(document["accelerators"])
     yield "libraries", ", ".join(f"{name} {found or 'missing'}" for name, found in document["libraries"].items())
     yield "torch", _torch_line(document["torch"], document["torch_reason"])
     found = [f"{one['name']} ({one['value']}, {one['package']})" for one in document["trainers"]]
@@ -176,6 +188,14 @@ def _short(path: str) -> str:
 def _cpu_line(cpu: Json) -> str:
     usable = cpu["usable"]
     return f"{cpu['count']}" if usable is None else f"{cpu['count']}, usable {len(usable)}"
+
+
+def _accelerators_line(seen: Json) -> str:
+    def told(one: Json) -> str:
+        total = one["memory_total_bytes"]
+        return f"{one['id']} ({one['name'] or one['kind']}{'' if total is None else f', {size(total)}'})"
+
+    return ", ".join(map(told, seen["devices"])) or f"none: {'; '.join(seen['reasons'].values())}"
 
 
 def _torch_line(torch: Json | None, reason: str | None) -> str:

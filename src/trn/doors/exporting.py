@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
+from trn.doors.apart import module
 from trn.doors.completion import complete_file, complete_folder, complete_run
 from trn.doors.listing import json_option, runs_dir_option
-from trn.doors.staying import module
 from trn.doors.targets import find, runs_folder
 from trn.errors import UsageError
 from trn.launch import become

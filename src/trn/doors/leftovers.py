@@ -4,6 +4,8 @@
     <run>/reports/{train,val}_metrics.cut-JOB.jsonl     the lines that it cut
     <run>/**/.NAME.tmp-PID-N, checkpoints/.trash-*      what a crashed writer left, and .pt files without a meta
     <run>/checkpoints/step-N.*                   of a finished run: all but the newest two, the best and its outcome's
+    .trn/cancel/JOB                              a wish that a job ends which has ended
+    .trn/sinks/RUN/                              how far targets of events are, of a run that is gone
     .trn/staging/JOB/, .trn-doctor.tmp-*/        folders whose maker is dead: nobody holds the lock in them
     logs/YYYY/MM/DD/JOB.log                      output of a job that neither the store nor any run knows
 
@@ -23,7 +25,7 @@ from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, m
 from trn.doors.storage import TRIAL_NAME
 from trn.doors.stream import events_of
 from trn.files import is_locked
-from trn.jobs import launch_lock, open_store, outcome_of
+from trn.jobs import OPEN_STATES, launch_lock, open_store, outcome_of
 from trn.records import RUN_ID_PATTERN, Json, JsonError, Outcome, read_json
 
 __all__ = ["KINDS", "Item", "items_of_run", "items_of_store", "runs_in"]
@@ -34,6 +36,7 @@ KINDS = {
     "metrics_cut": "metrics that a resume cut off",
     "leftover": "left by a writer that crashed",
     "staging": "a run that died while it was planned",
+    "sinks": "how far targets of events are, of a run that is gone",
     "log": "output of a job that nobody knows any more",
 }
 """What an item is, and the sentence that says why it may go."""
@@ -49,7 +52,8 @@ _TRASH = re.compile(r"\.trash-step-\d{8,}\.(?:pt|meta\.json)")
 _ABANDONED = re.compile(r"abandoned-[A-Za-z0-9][A-Za-z0-9._-]*")
 _CUT = re.compile(r"(?:train|val)_metrics\.cut-[A-Za-z0-9][A-Za-z0-9._-]*\.jsonl")
 _JOB_ID = r"job-\d{8}-\d{6}-\d{6}-[0-9a-f]{6}"
-_LOG = re.compile(rf"({_JOB_ID})\.log")
+_LOG = re.compile(rf"({_JOB_ID})\.(?:log|jsonl|slurm\.log)")
+_POSITION = re.compile(r"\.?([0-9a-f]{16})\.(?:json|lock)(?:\.tmp-\d+-\d+)?")
 _HOLDER = re.compile(r"\bjob=(\S+)")
 
 
@@ -211,7 +215,13 @@ def items_of_store(runs_dir: Path) -> list[Item]:
     staging = runs_dir / ".trn" / "staging"
     dead = [Item("staging", (one,), one / LOCK_NAME) for one in _dead(staging) if _HOLDER.search(_note(one))]
     trials = (one for one in _dead(runs_dir) if one.name.startswith(TRIAL_NAME) and "trn doctor" in _note(one))
-    return [*dead, *(Item("leftover", (one,), one / LOCK_NAME) for one in trials), *_logs(runs_dir)]
+    return [
+        *dead,
+        *(Item("leftover", (one,), one / LOCK_NAME) for one in trials),
+        *_wishes(runs_dir),
+        *_positions(runs_dir),
+        *_logs(runs_dir),
+    ]
 
 
 def _dead(folder: Path) -> Iterator[Path]:
@@ -230,9 +240,42 @@ def _note(folder: Path) -> str:
         return ""
 
 
+def _wishes(runs_dir: Path) -> list[Item]:
+    """Requests to cancel a job that has ended, or, of a loop of the user's own, that holds no run any more."""
+    folder = runs_dir / ".trn" / "cancel"
+    names = [name for name in _files(folder) if RUN_ID_PATTERN.fullmatch(name)]
+    if not names:
+        return []
+    with open_store(runs_dir) as store:
+        rows = {name: store.get(name) for name in names}
+    at_work = {found[1] for run in runs_in(runs_dir) if (found := _HOLDER.search(is_locked(run / LOCK_NAME) or ""))}
+    open_jobs = {name for name, row in rows.items() if row and row.state in OPEN_STATES} | at_work
+    return [Item("leftover", (folder / name,)) for name in names if name not in open_jobs]
+
+
+def _positions(runs_dir: Path) -> Iterator[Item]:
+    """Of a run that is gone, all that is known of its targets; of one that is there, what a killed sender left."""
+    sinks = runs_dir / ".trn" / "sinks"
+    for folder in (sinks / name for name in _folders(sinks)):
+        found = {name: _POSITION.fullmatch(name) for name in _files(folder)}
+        locks = {name: folder / f"{match[1]}.lock" for name, match in found.items() if match}
+        if any(is_locked(lock) is not None for lock in locks.values()):
+            continue
+        if not os.path.lexists(runs_dir / folder.name):
+            if len(locks) == len(_entries(folder)):
+                yield Item("sinks", (folder,))
+            continue
+        for name in locks:
+            if _TEMPORARY.fullmatch(name):
+                yield Item("leftover", (folder / name,), locks[name])
+
+
 def _logs(runs_dir: Path) -> list[Item]:
     """Output of jobs that nobody knows; none where there is no store, which may only have been lost."""
-    found = {match[1]: path for path in _log_files(runs_dir / "logs") if (match := _LOG.fullmatch(path.name))}
+    found: dict[str, list[Path]] = {}
+    for path in _log_files(runs_dir / "logs"):
+        if match := _LOG.fullmatch(path.name):
+            found.setdefault(match[1], []).append(path)
     with open_store(runs_dir) as store:
         if not found or not store.path.exists():
             return []
@@ -241,7 +284,9 @@ def _logs(runs_dir: Path) -> list[Item]:
         unknown -= {str(event.get("job_id")) for event in _events(run_dir)}
         unknown -= set(_HOLDER.findall(_note(run_dir)))
     return [
-        Item("log", (found[job_id],)) for job_id in sorted(unknown) if is_locked(launch_lock(runs_dir, job_id)) is None
+        Item("log", tuple(found[job_id]))
+        for job_id in sorted(unknown)
+        if is_locked(launch_lock(runs_dir, job_id)) is None
     ]
 
 

@@ -142,7 +142,9 @@ class TerminalDisplay(Display):
         self._progress.stop()
 
 
-def display_for(stream: TextIO) -> Display:
-    """The display that fits `stream`."""
+def display_for(stream: TextIO | None) -> Display:
+    """The display that fits `stream`; None where the caller has closed it."""
+    if stream is None:
+        return SilentDisplay()
     is_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
     return TerminalDisplay(stream) if is_terminal else PlainDisplay(stream)

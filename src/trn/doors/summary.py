@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trn.doors.foreground import Watch
 from trn.doors.lines import outcome_line, value_line, waiting_line
 from trn.doors.standing import data_wait
 from trn.doors.text import clean, clean_line
+from trn.doors.watch import Watch
 from trn.jobs.ending import Ending
 from trn.records import Outcome
 

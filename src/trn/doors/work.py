@@ -1,7 +1,8 @@
-"""The verbs that do something: `run`, `resume`, `verify`, `data`, `schema`. Each does it in a child program.
+"""The verbs that train: `run` and `resume`. Here a command line becomes what is to be started, or is refused.
 
-`run` and `resume` stay with their child and tell its ending; the others become it. Of the house's upper rooms only
-the spec is read here, so that a mistake in it is told before anything is created.
+Both stay with their child and tell its ending (staying), or leave that to a keeper, the queue (submitting) or an engine
+(engines). Of the house's upper rooms only the spec is read here, so that a mistake in it is told before anything is
+created.
 """
 
 from __future__ import annotations
@@ -13,27 +14,31 @@ from typing import Any
 
 import click
 
+from trn.devices import Want
+from trn.doors.at_engine import ENGINES
 from trn.doors.beginning import fork_options, is_checkpoint, read_beginning
 from trn.doors.completion import complete_file, complete_run
-from trn.doors.data import program_of
+from trn.doors.device_options import AskedDevices, choose, device_options, want_of
+from trn.doors.engine_options import EngineOptions, engine_options
+from trn.doors.engines import Submission, submit_to_engine
 from trn.doors.flags import WithKnobs, given_knobs, knob_options
 from trn.doors.listing import json_option, runs_dir_option
 from trn.doors.processes import Asked, process_options, read_processes
-from trn.doors.staying import Start, module, stay_with
-from trn.doors.targets import check_run_id, find, runs_folder
+from trn.doors.staying import Start, stay_with
+from trn.doors.submitting import asked_to_submit, submit, submit_options
+from trn.doors.targets import Target, check_run_id, find, runs_folder
 from trn.doors.versions import choose_version, claim_version
 from trn.errors import SpecError, UsageError
-from trn.launch import become
-from trn.records import JsonError, canonical_json, new_run_id, pretty_json, read_json
+from trn.records import JsonError, canonical_json, new_run_id, read_json
 
-__all__ = ["data_command", "resume_command", "run_command", "schema_command", "verify_command"]
+__all__ = ["resume_command", "run_command"]
 
 _launcher_option = click.option(
     "--launcher",
-    type=click.Choice(["local", "inline"]),
+    type=click.Choice(["local", "inline", "torchrun", *ENGINES]),
     default="local",
     show_default=True,
-    help="Processes of their own, or, for a debugger, this very process.",
+    help="Processes of their own; inline: for a debugger, this very process; else an engine that starts it elsewhere.",
 )
 
 
@@ -82,8 +87,11 @@ _verbose_option = click.option(
 @knob_options
 @_allow_change_option
 @process_options
+@device_options
+@submit_options
 @_verbose_option
 @_launcher_option
+@engine_options
 @json_option
 def run_command(
     config: str,
@@ -109,7 +117,9 @@ def run_command(
     ends the run after the step, with a checkpoint; a second Ctrl-C ends it at once.
     """
     _show_logs(verbose)
-    asked = Asked.of(given)
+    how = asked_to_submit(given, launcher=launcher, dry_run=dry_run)
+    at_engine = EngineOptions.of(given, launcher)
+    asked, devices = Asked.of(given), AskedDevices.of(given)
     if resume + auto_resume + dry_run > 1:
         raise UsageError("--resume, --auto-resume and --dry-run exclude each other.", where="command line")
     if add_version and resume:
@@ -128,8 +138,9 @@ def run_command(
     ]
     own = [] if run_id is None else [Flag("--run-id", "run_id", check_run_id(run_id))]
     own += [Flag("--add-version", "add_version", True)] if add_version else []
+    knobs += [Flag(*flag) for flag in devices.flags]
     try:
-        spec = load_spec(Path(config), sets=sets, flags=[*knobs, *own], profile=profile).spec
+        spec = load_spec(Path(config), sets=sets, flags=[*knobs, *own], profile=profile, defaults=devices.defaults).spec
     except SpecError as error:
         raise _without_secrets(error) from error
     named, is_version = spec.run_id, False
@@ -145,7 +156,30 @@ def run_command(
             where="--auto-resume" if auto_resume else "--resume",
             hint="Give --run-id, or run_id in the spec.",
         )
+    if launcher in ENGINES:
+        if begin.resume and begin.checkpoint:
+            raise UsageError(
+                "whoever starts the job again would begin there again.",
+                where="--resume-from" if checkpoint is None else "--checkpoint",
+                hint="Go back here, or fork the run into another.",
+            )
+        if is_version and named is not None and not dry_run:
+            run_id = claim_version(folder, named)
+        words = ["--config", os.path.abspath(config), "--run-id", run_id, "--resume" if resume else "--auto-resume"]
+        words += ["--set", "add_version=false"] if spec.add_version else []
+        submission = Submission("run", words, folder, run_id, words[1], spec.limits.grace_seconds, launcher, at_engine)
+        submission = replace(submission, continues=begin.resume or auto_resume, ddp=spec.ddp)
+        return submit_to_engine(submission, dry_run=dry_run, as_json=as_json)
     plan = _plan_of(folder / run_id) if begin.resume or auto_resume else {}
+    choice = choose(
+        devices,
+        device=spec.device,
+        ddp=spec.ddp,
+        nproc=asked.nproc,
+        machines=asked.machines,
+        is_resume=begin.resume or auto_resume,
+    )
+    asked = replace(asked, nproc=choice.nproc)
     processes = read_processes(
         asked, ddp=spec.ddp, device=spec.device, before=_size_of(plan), launcher=launcher, environ=os.environ
     )
@@ -153,11 +187,15 @@ def run_command(
         run_id = claim_version(folder, named)
     options = [("--config", os.path.abspath(config)), ("--run-id", run_id), ("--runs-dir", str(folder))]
     options += [("--set", one) for one in sets] + ([("--profile", profile)] if profile else [])
+    knobs += [Flag(*flag) for flag in choice.flags if not devices.cpu_only]
     options += [("--flag", canonical_json([knob.name, knob.key, knob.value]).decode()) for knob in knobs]
     options += [("--allow-change", name) for name in allow_change] + begin.options
     flags = [name for name, on in (("--resume", begin.resume), ("--auto-resume", auto_resume)) if on]
     arguments = [*(part for option in options for part in option), *flags]
-    start = Start(folder, run_id, arguments, processes, config, spec.limits.grace_seconds, allow_change)
+    want = Want() if dry_run else want_of(choice, processes, os.environ)
+    start = Start(folder, run_id, arguments, processes, config, spec.limits.grace_seconds, allow_change, want)
+    if how:
+        return submit(start, how, as_json)
     return start.foretell() if dry_run else stay_with(start, launcher, as_json)
 
 
@@ -168,8 +206,11 @@ def run_command(
 @runs_dir_option
 @_allow_change_option
 @process_options
+@device_options
+@submit_options
 @_verbose_option
 @_launcher_option
+@engine_options
 @json_option
 def resume_command(
     run: str,
@@ -189,16 +230,23 @@ def resume_command(
     With --run-id the run itself stays as it is, and a new one goes on in its place, beside it or in --runs-dir.
     """
     _show_logs(verbose)
+    how = asked_to_submit(given, launcher=launcher)
+    at_engine = EngineOptions.of(given, launcher)
     target = find(run, runs_folder(runs_dir))
     if not target.run_dir.is_dir():
         raise UsageError(
             f"the job {run!r} was refused and left no run.", where=str(target.run_dir), hint="Start it with `trn run`."
         )
     plan = _plan_of(target.run_dir)
+    if launcher in ENGINES:
+        return _resume_at_engine(target, plan, launcher, at_engine, run_id, as_json)
+    asked, devices = Asked.of(given), AskedDevices.of(given)
+    device, ddp = str(plan.get("device")), plan.get("ddp") is True
+    choice = choose(devices, device=device, ddp=ddp, nproc=asked.nproc, machines=asked.machines, is_resume=True)
     processes = read_processes(
-        Asked.of(given),
-        ddp=plan.get("ddp") is True,
-        device=str(plan.get("device")),
+        replace(asked, nproc=choice.nproc),
+        ddp=ddp,
+        device=device,
         before=_size_of(plan),
         launcher=launcher,
         environ=os.environ,
@@ -211,9 +259,30 @@ def resume_command(
     else:
         folder, own_id = target.runs_dir if runs_dir is None else runs_folder(runs_dir), check_run_id(run_id)
         options += fork_options(target, run_id, folder)
+    want = want_of(choice, processes, os.environ)
+    start = Start(folder, own_id, options, processes, "", _grace_of(plan), allow_change, want)
+    return submit(start, how, as_json) if how else stay_with(start, launcher, as_json)
+
+
+def _resume_at_engine(
+    target: Target, plan: dict[str, Any], launcher: str, options: EngineOptions, fork: str | None, as_json: bool
+) -> int:
+    if fork is not None:
+        raise UsageError(
+            "whoever starts the job again would fork it again.",
+            where="--run-id",
+            hint="Give `trn run --resume-from RUN` with a spec; the same job is then continued.",
+        )
+    words, is_ddp = [str(target.run_dir)], plan.get("ddp") is True
+    submission = Submission(
+        "resume", words, target.runs_dir, target.run_id, "", _grace_of(plan), launcher, options, True, is_ddp
+    )
+    return submit_to_engine(submission, dry_run=False, as_json=as_json)
+
+
+def _grace_of(plan: dict[str, Any]) -> float:
     grace_s = plan.get("grace_s")
-    start = Start(folder, own_id, options, processes, "", grace_s if isinstance(grace_s, float) else 30.0, allow_change)
-    return stay_with(start, launcher, as_json)
+    return grace_s if isinstance(grace_s, float) else 30.0
 
 
 def _show_logs(verbose: bool) -> None:
@@ -242,38 +311,3 @@ def _without_secrets(error: SpecError) -> SpecError:
 
     words = process_redactor().words
     return SpecError([replace(one, path=words(one.path), message=words(one.message)) for one in error.problems])
-
-
-# verbs that are another program's
-
-
-@click.command(name="verify")
-@click.argument("run", metavar="ID|PATH", shell_complete=complete_run)
-@runs_dir_option
-@json_option
-def verify_command(run: str, runs_dir: str | None, as_json: bool) -> None:
-    """Check that a run's folder is what its records say: every hash, every schema, the outcome against all."""
-    target = find(run, runs_folder(runs_dir))
-    become([*module("trn.verify"), str(target.run_dir), *(["--json"] if as_json else [])])
-
-
-@click.command(
-    name="data", context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="inspect|validate|cache|index|text|pack ...")
-def data_command(arguments: tuple[str, ...]) -> None:
-    """Look at data sets and make them: inspect, validate, cache, index, text, pack; each takes `--help`."""
-    become([*module(program_of(arguments)), *(arguments or ("--help",))])
-
-
-@click.command(name="schema")
-@click.argument("name", default="spec", metavar="[NAME]")
-def schema_command(name: str) -> None:
-    """Print the JSON Schema of a spec, or of a record that a run writes.
-
-    NAME is spec, plan, event, metrics, validation, heartbeat, outcome, checkpoint, epoch, run_meta, run_metadata,
-    runtime_env, forked_from, evaluation, export, parity, dataset or job.
-    """
-    from trn.doors.schemas import schema_of  # reads the spec's models: heavy, only for this verb
-
-    click.echo(pretty_json(schema_of(name)), nl=False)

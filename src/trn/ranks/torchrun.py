@@ -7,14 +7,19 @@ shown, and in the place of its table of failures the first rank that failed is w
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 from torch.distributed.run import parse_args, run
 
 from trn.errors import exit_code
@@ -22,12 +27,15 @@ from trn.ranks import error_file
 
 _ASKED = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 """How a rank ends that torchrun, or a user, asked to: seldom the cause."""
+_LEASE = "TRN_LEASE_FDS"
+"""Of `trn.devices.lease`: `FD:INODE` of each descriptor."""
 _CAUSE_S = 2
 """So much later, in torchrun's whole seconds, can the death of a rank be noticed than another one complains of it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable(logging.CRITICAL)
+    _hand_down(os.environ.get(_LEASE, ""))
     try:
         run(parse_args(arguments))  # type: ignore[no-untyped-call]  # torch gives these two no types
     except ChildFailedError as error:
@@ -42,6 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     error_file.write(status, reason)
     return status if status > 0 else 128 - status
+
+
+def _hand_down(lease: str) -> None:
+    """Let the ranks inherit the descriptors of a lease: they may outlive this process, and its devices are theirs."""
+    fds = []
+    for entry in lease.split(","):
+        with contextlib.suppress(ValueError, OSError):
+            fd = int(entry.partition(":")[0])
+            fds += [fd] if os.get_inheritable(fd) else []
+    if fds:  # torchrun closes all that it was not given by itself, and takes nothing from its caller
+        # setattr: to a type checker the module has no such name to be set
+        setattr(subprocess_handler, "Popen", functools.partial(subprocess.Popen, pass_fds=fds))  # noqa: B010
 
 
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
