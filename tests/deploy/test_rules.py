@@ -30,7 +30,7 @@ from trn.spec.schema import LimitsSpec
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 CODES = sorted({one.exit for one in STATUS.values()})
-REQUEST = Request("job-1", "demo", ("run",), "/work", grace_s=LimitsSpec().grace_seconds, max_restarts=5)
+REQUEST = Request("job-1", "demo", ("run",), "/job", grace_s=LimitsSpec().grace_seconds, max_restarts=5)
 
 
 def loaded(name: str) -> Any:

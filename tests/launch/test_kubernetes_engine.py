@@ -40,7 +40,7 @@ def request(*arguments: str, **changes: Any) -> Request:
         "job_id": new_job_id(),
         "run_id": "demo",
         "arguments": arguments,
-        "cwd": "/work",
+        "cwd": "/job",
         "grace_s": 30.0,
     }
     return Request(**{**values, **changes})
