@@ -8,28 +8,32 @@ created.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trn.devices import Want
 from trn.doors.at_engine import ENGINES
-from trn.doors.beginning import fork_options, is_checkpoint, read_beginning
+from trn.doors.beginning import Beginning, fork_options, is_checkpoint, read_beginning
 from trn.doors.completion import complete_file, complete_run
-from trn.doors.device_options import AskedDevices, choose, device_options, want_of
+from trn.doors.device_options import AskedDevices, Choice, choose, device_options, want_of
 from trn.doors.engine_options import EngineOptions, engine_options
 from trn.doors.engines import Submission, submit_to_engine
 from trn.doors.flags import WithKnobs, given_knobs, knob_options
 from trn.doors.listing import json_option, runs_dir_option
-from trn.doors.processes import Asked, process_options, read_processes
+from trn.doors.processes import Asked, Processes, process_options, read_processes
 from trn.doors.staying import Start, stay_with
 from trn.doors.submitting import asked_to_submit, submit, submit_options
 from trn.doors.targets import Target, check_run_id, find, runs_folder
 from trn.doors.versions import choose_version, claim_version
 from trn.errors import SpecError, UsageError
 from trn.records import JsonError, canonical_json, new_run_id, read_json
+
+if TYPE_CHECKING:
+    from trn.spec import Spec
 
 __all__ = ["resume_command", "run_command"]
 
@@ -120,75 +124,44 @@ def run_command(
     how = asked_to_submit(given, launcher=launcher, dry_run=dry_run)
     at_engine = EngineOptions.of(given, launcher)
     asked, devices = Asked.of(given), AskedDevices.of(given)
-    if resume + auto_resume + dry_run > 1:
-        raise UsageError("--resume, --auto-resume and --dry-run exclude each other.", where="command line")
-    if add_version and resume:
-        raise UsageError(
-            "it begins a new version, and --resume goes on with one that is there.",
-            where="--add-version",
-            hint="Leave one of them out; --auto-resume goes on with the newest version, or begins the first.",
-        )
-    if dry_run and (checkpoint or resume_from):
-        raise UsageError("it plans a new run, and takes no checkpoint.", where="--dry-run")
-    from trn.spec import Flag, load_spec, read_number  # heavy: only for this verb
-
-    knobs = [
-        Flag(knob.name, knob.key, read_number(value) if knob.is_number and isinstance(value, str) else value)
-        for knob, value in given_knobs(given)
-    ]
-    own = [] if run_id is None else [Flag("--run-id", "run_id", check_run_id(run_id))]
-    own += [Flag("--add-version", "add_version", True)] if add_version else []
-    knobs += [Flag(*flag) for flag in devices.flags]
-    try:
-        spec = load_spec(Path(config), sets=sets, flags=[*knobs, *own], profile=profile, defaults=devices.defaults).spec
-    except SpecError as error:
-        raise _without_secrets(error) from error
-    named, is_version = spec.run_id, False
-    folder = runs_folder(runs_dir, spec.runs_dir)
+    _refuse_contradictions(
+        resume, auto_resume, dry_run=dry_run, add_version=add_version, has_begin=bool(checkpoint or resume_from)
+    )
+    spec, knobs = _read_spec(config, sets, profile, given, devices, run_id=run_id, add_version=add_version)
+    folder, named = runs_folder(runs_dir, spec.runs_dir), spec.run_id
     run_id = check_run_id(new_run_id() if named is None else named)
+    is_version = False
     if spec.add_version:
         continues = resume or auto_resume or is_checkpoint(resume_from)
         run_id, is_version = choose_version(folder, run_id, continues=continues)
     begin = read_beginning(resume_from, checkpoint, run_dir=folder / run_id, resume=resume, auto_resume=auto_resume)
-    if named is None and (begin.resume or auto_resume):
+    continues = begin.resume or auto_resume
+    if named is None and continues:
         raise UsageError(
             "there is no run id to look for.",
             where="--auto-resume" if auto_resume else "--resume",
             hint="Give --run-id, or run_id in the spec.",
         )
     if launcher in ENGINES:
-        if begin.resume and begin.checkpoint:
-            raise UsageError(
-                "whoever starts the job again would begin there again.",
-                where="--resume-from" if checkpoint is None else "--checkpoint",
-                hint="Go back here, or fork the run into another.",
-            )
+        _refuse_at_engine(begin, checkpoint)
         if is_version and named is not None and not dry_run:
             run_id = claim_version(folder, named)
         words = ["--config", os.path.abspath(config), "--run-id", run_id, "--resume" if resume else "--auto-resume"]
         words += ["--set", "add_version=false"] if spec.add_version else []
-        submission = Submission("run", words, folder, run_id, words[1], spec.limits.grace_seconds, launcher, at_engine)
-        submission = replace(submission, continues=begin.resume or auto_resume, ddp=spec.ddp)
+        grace_s = spec.limits.grace_seconds
+        submission = Submission(
+            "run", words, folder, run_id, words[1], grace_s, launcher, at_engine, continues, spec.ddp
+        )
         return submit_to_engine(submission, dry_run=dry_run, as_json=as_json)
-    plan = _plan_of(folder / run_id) if begin.resume or auto_resume else {}
-    choice = choose(
-        devices,
-        device=spec.device,
-        ddp=spec.ddp,
-        nproc=asked.nproc,
-        machines=asked.machines,
-        is_resume=begin.resume or auto_resume,
-    )
-    asked = replace(asked, nproc=choice.nproc)
-    processes = read_processes(
-        asked, ddp=spec.ddp, device=spec.device, before=_size_of(plan), launcher=launcher, environ=os.environ
+    choice, processes = _choose(
+        devices, asked, spec.device, spec.ddp, _plan_of(folder / run_id) if continues else {}, launcher, continues
     )
     if is_version and named is not None and not (dry_run or processes.is_follower):
         run_id = claim_version(folder, named)
     options = [("--config", os.path.abspath(config)), ("--run-id", run_id), ("--runs-dir", str(folder))]
     options += [("--set", one) for one in sets] + ([("--profile", profile)] if profile else [])
-    knobs += [Flag(*flag) for flag in choice.flags if not devices.cpu_only]
-    options += [("--flag", canonical_json([knob.name, knob.key, knob.value]).decode()) for knob in knobs]
+    flags_of_choice = [] if devices.cpu_only else choice.flags
+    options += [("--flag", canonical_json(list(flag)).decode()) for flag in [*knobs, *flags_of_choice]]
     options += [("--allow-change", name) for name in allow_change] + begin.options
     flags = [name for name, on in (("--resume", begin.resume), ("--auto-resume", auto_resume)) if on]
     arguments = [*(part for option in options for part in option), *flags]
@@ -197,6 +170,75 @@ def run_command(
     if how:
         return submit(start, how, as_json)
     return start.foretell() if dry_run else stay_with(start, launcher, as_json)
+
+
+def _refuse_contradictions(
+    resume: bool, auto_resume: bool, *, dry_run: bool, add_version: bool, has_begin: bool
+) -> None:
+    if resume + auto_resume + dry_run > 1:
+        raise UsageError("--resume, --auto-resume and --dry-run exclude each other.", where="command line")
+    if add_version and resume:
+        raise UsageError(
+            "it begins a new version, and --resume goes on with one that is there.",
+            where="--add-version",
+            hint="Leave one of them out; --auto-resume goes on with the newest version, or begins the first.",
+        )
+    if dry_run and has_begin:
+        raise UsageError("it plans a new run, and takes no checkpoint.", where="--dry-run")
+
+
+def _refuse_at_engine(begin: Beginning, checkpoint: str | None) -> None:
+    if begin.resume and begin.checkpoint:
+        raise UsageError(
+            "whoever starts the job again would begin there again.",
+            where="--resume-from" if checkpoint is None else "--checkpoint",
+            hint="Go back here, or fork the run into another.",
+        )
+
+
+def _read_spec(
+    config: str,
+    sets: Sequence[str],
+    profile: str | None,
+    given: dict[str, Any],
+    devices: AskedDevices,
+    *,
+    run_id: str | None,
+    add_version: bool,
+) -> tuple[Spec, list[tuple[str, str, object]]]:
+    """The spec as the command line has it; name, key and value of each flag, for the runner to read it once more."""
+    from trn.spec import Flag, load_spec, read_number  # heavy: only for this verb
+
+    knobs = [
+        Flag(knob.name, knob.key, read_number(value) if knob.is_number and isinstance(value, str) else value)
+        for knob, value in given_knobs(given)
+    ]
+    knobs += [Flag(*flag) for flag in devices.flags]
+    own = [] if run_id is None else [Flag("--run-id", "run_id", check_run_id(run_id))]
+    own += [Flag("--add-version", "add_version", True)] if add_version else []
+    try:
+        loaded = load_spec(Path(config), sets=sets, flags=[*knobs, *own], profile=profile, defaults=devices.defaults)
+    except SpecError as error:
+        raise _without_secrets(error) from error
+    return loaded.spec, [(knob.name, knob.key, knob.value) for knob in knobs]
+
+
+def _choose(
+    devices: AskedDevices,
+    asked: Asked,
+    device: str,
+    ddp: bool,
+    plan: dict[str, Any],
+    launcher: str,
+    is_resume: bool,
+) -> tuple[Choice, Processes]:
+    """Which devices, and how many processes on them; `plan` is that of a run that is there."""
+    choice = choose(devices, device=device, ddp=ddp, nproc=asked.nproc, machines=asked.machines, is_resume=is_resume)
+    asked = replace(asked, nproc=choice.nproc)
+    processes = read_processes(
+        asked, ddp=ddp, device=device, before=_size_of(plan), launcher=launcher, environ=os.environ
+    )
+    return choice, processes
 
 
 @click.command(name="resume")
@@ -242,15 +284,7 @@ def resume_command(
         return _resume_at_engine(target, plan, launcher, at_engine, run_id, as_json)
     asked, devices = Asked.of(given), AskedDevices.of(given)
     device, ddp = str(plan.get("device")), plan.get("ddp") is True
-    choice = choose(devices, device=device, ddp=ddp, nproc=asked.nproc, machines=asked.machines, is_resume=True)
-    processes = read_processes(
-        replace(asked, nproc=choice.nproc),
-        ddp=ddp,
-        device=device,
-        before=_size_of(plan),
-        launcher=launcher,
-        environ=os.environ,
-    )
+    choice, processes = _choose(devices, asked, device, ddp, plan, launcher, True)
     options = [part for name in allow_change for part in ("--allow-change", name)]
     options += [] if checkpoint is None else ["--checkpoint", checkpoint]
     folder, own_id = target.runs_dir, target.run_id
