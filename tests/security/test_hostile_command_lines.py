@@ -159,6 +159,7 @@ def test_what_planning_refuses_is_one_line_and_a_rejected_job(tmp_path: Path, na
         (row,) = store.list()
     assert (row.state, row.exit_code, row.reason) == ("rejected", expected, refusal)
     files_left = {path.relative_to(runs_dir).parts[0] for path in runs_dir.rglob("*") if path.is_file()}
-    assert files_left == {".trn", "jobs"}
+    assert files_left == {".trn", "jobs", "logs"}
+    assert [path.name for path in (runs_dir / "logs").rglob("*") if path.is_file()] == [f"{row.job_id}.jsonl"]
     assert not (runs_dir / "demo").exists()
     assert not any((runs_dir / ".trn" / "staging").glob("*"))

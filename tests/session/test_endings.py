@@ -42,6 +42,16 @@ def test_a_run_to_the_end_of_its_budget_is_completed(spec: Spec, tmp_path: Path)
     whole(tmp_path / "run")
 
 
+def test_a_run_that_is_over_keeps_no_file_open(spec: Spec, tmp_path: Path) -> None:
+    open_and(spec, tmp_path, train)
+    assert [one for one in open_files() if str(tmp_path) in one] == []
+
+
+def open_files() -> list[str]:
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    return [os.readlink(link) for link in links if link.is_symlink()]
+
+
 def test_a_finished_run_gives_its_weights_again_and_is_not_changed(spec: Spec, tmp_path: Path) -> None:
     models = []
     run = open_and(spec, tmp_path, lambda run: models.append(train(run)))

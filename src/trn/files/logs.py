@@ -106,7 +106,10 @@ class AppendLog:
         self.offset = offset
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Nothing can be appended any more. Can be called again."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 _generation = 0

@@ -43,7 +43,9 @@ def installed_packages(found: Iterable[Distribution] | None = None) -> list[str]
     versions: dict[str, str] = {}
     for distribution in distributions() if found is None else found:
         head = distribution.metadata  # parsed anew each time it is asked for
-        name, version = head["Name"], head["Version"]
+        # asked first: a backport of this library, which others may have put in its place, raises for what is not there
+        name = head["Name"] if "Name" in head else None  # noqa: SIM401 - not all of them have `get`
+        version = head["Version"] if "Version" in head else None  # noqa: SIM401
         if name and version:
             versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
     return sorted(f"{name}=={version}" for name, version in versions.items())

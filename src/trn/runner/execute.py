@@ -116,6 +116,10 @@ class Journal:
         self.metrics.close()
         self.val_metrics.close()
 
+    def close(self) -> None:
+        self.close_metrics()
+        self.events.close()
+
     def sync(self) -> None:
         self.metrics.sync()
         self.val_metrics.sync()

@@ -157,6 +157,8 @@ class OwnJob:
             if self.steps is not None:
                 self.steps.close()
             self._undo.close()
+            if self._journal is not None:
+                self._journal.close()
             self._lock.release()
 
     @property
