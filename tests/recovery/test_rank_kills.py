@@ -20,7 +20,7 @@ from support.compare import assert_identical, events
 from support.processes import alive, marked
 from support.together import run, write_together
 
-TRIALS = int(os.environ.get("TRN_RANK_TRIALS", "6"))
+TRIALS = int(os.environ.get("TRN_RANK_TRIALS", "4"))
 STEPS = 60
 STARTED = b'"event":"started"'
 

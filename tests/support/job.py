@@ -126,9 +126,9 @@ def command(spec: Path, runs_dir: Path, run_id: str, *more: str) -> list[str]:
 
 
 def stride_of(do: str) -> int:
-    """Which of the durable operations are failed by `do`: each by a kill, of the errors each third.
+    """Which of the durable operations are failed by `do`: each by a kill, each third by a torn write or an error.
 
     With TRN_EVERY_OPERATION=all each by all of them.
     """
-    is_each = do in ("kill", "tear") or os.environ.get("TRN_EVERY_OPERATION") == "all"
+    is_each = do == "kill" or os.environ.get("TRN_EVERY_OPERATION") == "all"
     return 1 if is_each else 3
