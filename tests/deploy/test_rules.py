@@ -173,7 +173,7 @@ def test_systemd_finds_nothing_wrong_with_the_service(tmp_path: Path) -> None:
     program.chmod(0o755)
     text = (DEPLOY / "systemd/trn@.service").read_text()
     service = tmp_path / "trn@demo.service"
-    service.write_text(text.replace("/opt/trn/bin/trn", str(program)))
+    service.write_text(text.replace("/usr/local/trn/bin/trn", str(program)))
     assert verified(service) == ""
     service.write_text(text + "KillMode=never-heard-of\n")
     assert "KillMode" in verified(service)

@@ -112,7 +112,7 @@ class Nvml(Driver):
         for index in range(most):
             with contextlib.suppress(nvml.NVMLError):  # a place without an instance
                 part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-                name, uuid = self._told(lambda: nvml.nvmlDeviceGetName(part)), nvml.nvmlDeviceGetUUID(part)  # noqa: B023
+                name, uuid = self._told(lambda: nvml.nvmlDeviceGetName(part)), nvml.nvmlDeviceGetUUID(part)  # noqa: B023 - called at once
                 yield Physical(name, _text(uuid), None, handle=part, is_instance=True)
 
     def _told(self, ask: Callable[[], str | bytes]) -> str | None:

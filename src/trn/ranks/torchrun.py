@@ -61,7 +61,7 @@ def _hand_down(lease: str) -> None:
             fds += [fd] if os.get_inheritable(fd) else []
     if fds:  # torchrun closes all that it was not given by itself, and takes nothing from its caller
         # setattr: to a type checker the module has no such name to be set
-        setattr(subprocess_handler, "Popen", functools.partial(subprocess.Popen, pass_fds=fds))  # noqa: B010
+        setattr(subprocess_handler, "Popen", functools.partial(subprocess.Popen, pass_fds=fds))  # noqa: B010 - not in its types
 
 
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
