@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 import trn
-from support.compare import lines, outcome
+from support.compare import events, lines, outcome
 from support.own_loop import logged, open_and, train
 from trn.errors import NumericalInstability, ResumeRefused, TrainerError, TrnError, UsageError
+from trn.records import Json
 from trn.verify import verify_run
 
 Spec = dict[str, Any]
@@ -183,6 +184,33 @@ def test_schedulers_scaler_and_averages_go_on_bit_for_bit(spec: Spec, tmp_path: 
     assert all(torch.equal(one, other) for one, other in zip(found[0], found[-1], strict=True))
     name = "train_metrics.jsonl"
     assert lines(tmp_path / "run", name) == lines(tmp_path / "whole/run", name)
+
+
+@pytest.mark.parametrize("way", ["break", "ask", "checkpoint"])
+def test_an_epoch_that_was_left_in_its_middle_is_told_whole(spec: Spec, tmp_path: Path, way: str) -> None:
+    """Mean and maximum are of all its steps: those too of which nothing was due when the run ended."""
+
+    def loop(run: trn.Run, stop: int | None = None) -> None:
+        for _ in run.feed:
+            run.log(train_loss=1.0 / run.step, grad_norm=abs(13.0 - run.step))
+            if run.step == stop and way == "ask":
+                run._job.stop.ask("preempted", "the test")
+            elif run.step == stop and way == "checkpoint":
+                run.checkpoint()
+            elif run.step == stop:
+                break
+
+    asked = {**spec, "epochs": 2, "checkpoint_every": 0}
+    open_and(asked, tmp_path / "whole", loop)
+    for stop in (3, 11, 15, None):
+        open_and(asked, tmp_path, lambda run, stop=stop: loop(run, stop))
+    told = [{key: one[key] for key in ("epoch", "step", "train_loss", "grad_norm_max")} for one in epochs(tmp_path)]
+    assert told == [{key: one[key] for key in told[0]} for one in epochs(tmp_path / "whole")]
+    assert [one["grad_norm_max"] for one in told] == [12.0, 4.0]
+
+
+def epochs(folder: Path) -> list[Json]:
+    return events(folder / "run", "epoch")
 
 
 def test_a_limit_of_time_ends_the_loop(spec: Spec, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ one is begun, so that all of the loop's body belongs to its step: a scheduler th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from math import isfinite
+from time import perf_counter
 from typing import Any
 
 from trn.errors import DataExhausted, NumericalInstability, UsageError
@@ -27,6 +27,8 @@ from trn.records import Json, deterministic_part
 from trn.spec.plan_model import Plan
 
 __all__ = ["Steps"]
+
+_MOST_UNTALLIED = 256
 
 
 class Steps:
@@ -48,6 +50,7 @@ class Steps:
         self._has_limit = parts.plan.max_runtime_s > 0
         """Whether the clock can end the run: else only what asks, a signal, can."""
         self._budget, self._metric_every = parts.plan.budget, parts.plan.metric_every
+        self._max_steps = self._budget.max_steps
         self._quiet = _Quiet(parts.plan)
         self._names: dict[str, str] = {}
         """Names of metrics as they are given, and as they are written: those that were found good once."""
@@ -59,6 +62,8 @@ class Steps:
         self._began_s = self._got_s = 0.0
         self._epoch = 0
         self._is_unsettled = progress.step > 0
+        self._untallied: list[tuple[float | None, float | None, float]] = []
+        """Steps of the epoch that its tally does not know yet: it is asked for where something is due."""
         self._passed: dict[str, float] = {}
         self._refusal: BaseException | None = None
         """What the run ends with, whatever the loop makes of it."""
@@ -85,11 +90,19 @@ class Steps:
         stop.breakable = False
         try:
             if self._is_unsettled:
-                if self._quiet.until > progress.step and not self.wants_checkpoint:
+                is_quiet = self._quiet.until > progress.step and len(self._untallied) < _MOST_UNTALLIED
+                if is_quiet and not self.wants_checkpoint:
                     progress.settled, self._is_unsettled = progress.step, False
                 else:
                     self._settle()
-            raw = self._next()
+            raw = None
+            may_be_over = self._in_flight or self._has_limit or self._verdict is not None or stop.outcome is not None
+            if progress.step < self._max_steps and not may_be_over:  # as nearly always: `_next` without its calls
+                self._began_s = perf_counter()
+                raw = self._take()
+                self._got_s = perf_counter()
+            if raw is None:
+                raw = self._next()
         except BaseException as error:
             self._refusal = error
             raise
@@ -130,7 +143,7 @@ class Steps:
         parts, progress, raw = self._parts, self.progress, self._raw
         assert raw is not None, "there was something to take"
         tokens_seen = progress.tokens_seen if tokens is None else (progress.tokens_seen or 0) + _whole(tokens)
-        ended_s, waited_s = time.perf_counter(), self._got_s - self._began_s
+        ended_s, waited_s = perf_counter(), self._got_s - self._began_s
         step, wall_s = progress.step + 1, ended_s - self._began_s
         line = step_line(
             *(step, self._epoch, self._passed, tokens, raw.batch_rows),
@@ -151,8 +164,7 @@ class Steps:
         parts.metrics.append(line)
         if self._ctx._reports:
             tell_reports(parts.events, step, self._ctx._reported())
-        tally = EpochTally() if (step - 1) % self._budget.steps_per_epoch == 0 else progress.tally
-        progress.tally = tally.with_step(line["train_loss"], line["grad_norm"], wall_s)
+        self._untallied.append((line["train_loss"], line["grad_norm"], wall_s))
         progress.step, progress.cursor, progress.tokens_seen = step, raw.next_cursor, tokens_seen
         parts.state.step = step
         if self._metric_every and step % self._metric_every == 0:
@@ -189,9 +201,9 @@ class Steps:
 
     def _next(self) -> RawBatch | None:
         while not self._is_over():
-            self._began_s = time.perf_counter()
+            self._began_s = perf_counter()
             raw = self._take()
-            self._got_s = time.perf_counter()
+            self._got_s = perf_counter()
             if raw is not None:
                 return raw
             if not self._stop.requested():
@@ -200,10 +212,20 @@ class Steps:
         self.ending = self._end()
         return None
 
+    def _tally(self) -> None:
+        """Let the tally of the epoch know all its steps; a step that ends an epoch is always settled."""
+        progress, steps = self.progress, self._untallied
+        if steps and (progress.step - len(steps)) % self._budget.steps_per_epoch == 0:
+            progress.tally = EpochTally()
+        for train_loss, grad_norm, wall_s in steps:
+            progress.tally = progress.tally.with_step(train_loss, grad_norm, wall_s)
+        steps.clear()
+
     def _settle(self) -> None:
         """Do what is due after the step that was made, or what a kill left undone after the one that was restored."""
         self._is_unsettled, self._is_busy = False, True
         parts, progress = self._parts, self.progress
+        self._tally()
         if progress.step == self._begun:
             self._verdict = take_up(parts, progress)
         else:
@@ -224,6 +246,7 @@ class Steps:
         return self._stop.outcome is not None or (self._has_limit and self._stop.requested())
 
     def _end(self, *, may_save: bool = True) -> Ending:
+        self._tally()
         plan, progress = self._parts.plan, self.progress
         verdict: Verdict | None = self._verdict
         if verdict is None and is_used_up(plan, progress) and is_settled(plan, progress):
