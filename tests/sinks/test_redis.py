@@ -121,10 +121,10 @@ def test_a_stream_that_was_deleted_is_written_anew(tmp_path: Path) -> None:
         assert relay.finish().is_delivered
 
 
-def kill_again_and_again(tmp_path: Path, events: int, kills: int) -> Server:
+def kill_again_and_again(tmp_path: Path, events: int, kills: int, keeps: tuple[str, ...]) -> Server:
     """Send while the server dies and comes back; returns it, alive."""
     run = ToyRun(tmp_path / "runs")
-    server = Server(tmp_path, ALWAYS).start()
+    server = Server(tmp_path, keeps).start()
     relay = RelayThread(server.url, run.facts)
     writer = threading.Thread(target=lambda: [(run.emit(50), time.sleep(0.01)) for _ in range(events // 50)])
     writer.start()
@@ -139,11 +139,18 @@ def kill_again_and_again(tmp_path: Path, events: int, kills: int) -> Server:
     return server
 
 
+EACH_SECOND = ("--appendonly", "yes", "--appendfsync", "everysec")
+NOTHING = ("--appendonly", "no", "--save", "")
+
+
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_comes_back_has_each_event_once_in_order(tmp_path: Path) -> None:
-    server = kill_again_and_again(tmp_path, events=3000, kills=3)
+@pytest.mark.parametrize("keeps", [ALWAYS, EACH_SECOND, NOTHING], ids=["always", "each second", "nothing"])
+def test_a_server_that_is_killed_and_comes_back_has_each_event_once_in_order(
+    tmp_path: Path, keeps: tuple[str, ...]
+) -> None:
+    server = kill_again_and_again(tmp_path, events=10_000, kills=5, keeps=keeps)
     try:
-        assert seqs(server) == list(range(1, 3001))
+        assert seqs(server) == list(range(1, 10_001))
     finally:
         server.kill()
 
