@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from trn.devices import cpu_threads
 
 PAGES = """
@@ -30,6 +32,7 @@ def test_the_threads_of_a_run_are_the_cores_it_may_use() -> None:
     assert cpu_threads() == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.slow
 def test_freed_memory_is_used_again_without_new_pages() -> None:
     # seven steps: the pages of one block at most, against those of two blocks in each
     assert faults("keep") * 10 < faults("give back")

@@ -142,6 +142,7 @@ def test_the_rows_decode_to_the_files_in_order(source: Path, tmp_path: Path) -> 
         assert "".join(text + END_OF_TEXT for text in texts).startswith(whole)
 
 
+@pytest.mark.slow
 def test_text_longer_than_a_piece_is_neither_lost_nor_doubled(source: Path, tmp_path: Path) -> None:
     long = "é = 1\n" * 200_000 + "ab cd " * 200_000  # a cut after a newline, and one where there is none
     (source / "long.py").write_text(long, "utf-8")

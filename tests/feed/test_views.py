@@ -172,6 +172,7 @@ def test_the_cursor_of_a_feed_is_after_the_batch_it_gave_last(dataset: Dataset, 
         assert feed.next() is None
 
 
+@pytest.mark.slow
 def test_a_part_is_let_go_of_when_its_last_batch_is_past(dataset: Dataset, feed_of: Callable[..., Feed]) -> None:
     with feed_of(order_of(dataset, window=99, passes=3), Cursor(), readahead=0) as feed:
         parts: dict[int, weakref.ref[Any]] = {}

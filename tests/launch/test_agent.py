@@ -19,6 +19,8 @@ from support.processes import alive, marked
 from trn.launch import LocalLauncher
 from trn.launch.torchrun import ATTEMPT, FOLDER
 
+pytestmark = pytest.mark.slow
+
 TOY = str(Path(__file__).parents[1] / "support" / "rank_toy.py")
 AGENT = [sys.executable, "-u", "-P", "-m", "trn.launch.agent"]
 

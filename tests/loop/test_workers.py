@@ -226,6 +226,7 @@ def test_a_worker_without_memory_is_out_of_memory(opened: Opened) -> None:
         batches.ready(raw, CTX)
 
 
+@pytest.mark.slow
 def test_a_stop_that_was_asked_for_ends_the_wait(opened: Opened) -> None:
     stop = StopRequest()
     stop.ask("cancelled", "by a test")
