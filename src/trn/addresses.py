@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from trn.errors import UsageError
 
-__all__ = ["Target", "absolute_target", "parse_target"]
+__all__ = ["Target", "absolute_target", "is_loopback", "is_secret_parameter", "parse_target"]
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def _of_host(kind: str, text: str) -> Target:
     if not parts.hostname:
         raise _refused(text, f"a host after {parts.scheme}://")
     _refuse_user(text, text)
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise _refused(text, "https:, as anybody could read and change it on the way to another machine")
-    if kind == "prometheus" and (port is None or not _is_loopback(parts.hostname)):
+    if kind == "prometheus" and (port is None or not is_loopback(parts.hostname)):
         raise _refused(text, "an address of this machine and a port, as in prometheus://127.0.0.1:9400")
     if kind == "redis" and not (parts.path in ("", "/") or parts.path[1:].isdecimal()):
         raise _refused(text, "the number of a database after the slash, as in redis://127.0.0.1:6379/0")
@@ -138,7 +138,7 @@ def _without(parts: SplitResult, query: str) -> str:
 def _options(kind: str, text: str, query: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in _parameters(text, query):
-        if _SECRET_PARAMETER.fullmatch(name) and name not in _OPTIONS[kind]:
+        if is_secret_parameter(name) and name not in _OPTIONS[kind]:
             raise _secret(text, f"{name}=")
         if name not in _OPTIONS[kind]:
             if kind == "webhook":
@@ -170,7 +170,13 @@ def _refuse_user(text: str, url: str) -> None:
         raise _secret(text, "what stands before the @")
 
 
-def _is_loopback(host: str) -> bool:
+def is_secret_parameter(name: str) -> bool:
+    """Whether what stands behind this name in a URL is to be taken for a secret."""
+    return _SECRET_PARAMETER.fullmatch(name) is not None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, without port or brackets, is this machine."""
     if host == "localhost":
         return True
     try:

@@ -14,6 +14,7 @@
     ├── VerificationFailed    a run's folder is not what its records say
     ├── DeviceError           a device is unknown or busy
     │   └── EngineError       ... Slurm, Ray or Kubernetes cannot be asked, or refuses
+    ├── Unauthorized          a token is missing, wrong, or not enough for what was asked
     ├── RankLost              a process of the run is gone
     ├── Hang                  no step ended for too long
     ├── PeerFailed            another process of the run failed first
@@ -50,6 +51,7 @@ __all__ = [
     "StorageError",
     "TrainerError",
     "TrnError",
+    "Unauthorized",
     "UsageError",
     "VerificationFailed",
     "exit_code",
@@ -240,6 +242,13 @@ class VerificationFailed(TrnError):
 
     code = "verification_failed"
     kind = "verify"
+
+
+class Unauthorized(TrnError):
+    """A token is missing, wrong or expired, or does not allow what was asked. The token itself is never said."""
+
+    code = "unauthorized"
+    kind = "authorisation"
 
 
 class RankLost(TrnError):

@@ -16,11 +16,11 @@ from support.sending import DEADLINE_S, RelayThread, ToyRun, send_all, wait_for
 from trn.files import Lock, set_fault
 from trn.sinks import __main__ as program
 from trn.sinks import targets
-from trn.sinks.backoff import Backoff
 from trn.sinks.position import last_words, position_file, standings
 from trn.sinks.relay import Relay
 from trn.sinks.sink import Curve, CurveSink, EventSink, Refused, Unreachable
 from trn.sinks.targets import Target, parse_target
+from trn.transfer.backoff import Backoff
 
 TARGET = "file:/nowhere/toy"
 
@@ -119,6 +119,7 @@ def test_all_events_come_once_in_order(run: ToyRun, kept: Kept) -> None:
     assert (relay.is_delivered, relay.standing.sent, relay.standing.behind, kept.closed) == (True, 11, 0, 1)
 
 
+@pytest.mark.slow
 def test_after_a_failure_nothing_is_left_out_and_the_first_is_told(run: ToyRun, kept: Kept) -> None:
     run.emit(11)
     kept.failures = [Unreachable("away", 0.0), Unreachable("away again", 0.0), KeyError("its own mistake")]
@@ -237,6 +238,7 @@ def test_the_standing_of_a_target_is_as_of_now(run: ToyRun, kept: Kept) -> None:
     assert words == f"trn: {TARGET}: 3 not delivered, of events; deliver with: trn relay {run.dir} --to {TARGET}"
 
 
+@pytest.mark.slow
 def test_a_sink_that_never_returns_holds_nobody_longer_than_the_time_at_the_end(
     run: ToyRun, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +256,7 @@ def test_a_sink_that_never_returns_holds_nobody_longer_than_the_time_at_the_end(
     kept.is_held.set()
 
 
+@pytest.mark.slow
 def test_who_never_took_anything_is_not_waited_for_as_long_as_who_did(
     run: ToyRun, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ _NOT_PARAMETERS = frozenset(
     {
         *("schema_version", "run_id", "run_dir", "runs_dir", "spec_folder", "config_path", "base_config_path"),
         *("dataset_seed", "fingerprint", "earlier_fingerprints", "revision", "log", "heartbeat_s", "events"),
+        *("sample_prompts", "sample_seed", "defaulted"),
     }
 )
 """Keys of a plan that say where and how a run is kept, not what it computes."""

@@ -21,13 +21,13 @@ from trn.addresses import Target
 from trn.errors import StorageError
 from trn.files import Lock
 from trn.records import utc_now
-from trn.sinks.backoff import Backoff
 from trn.sinks.feeds import Feed, feed_of
 from trn.sinks.position import Standing, lock_of, position_file, read_standing, write_standing
 from trn.sinks.reader import first_mark
 from trn.sinks.secrets import told
 from trn.sinks.sink import CurveSink, EventSink, Refused, RunFacts, Unreachable
 from trn.sinks.targets import open_sink
+from trn.transfer.backoff import Backoff
 
 __all__ = ["Relay"]
 

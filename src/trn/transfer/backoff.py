@@ -1,4 +1,4 @@
-"""How long to wait before a target is asked again: ever longer, and never in step with others."""
+"""How long to wait before a server is asked again: ever longer, and never in step with others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Backoff"]
 class Backoff:
     """Exponential with full jitter: after n failures in a row, anything up to `first_s` doubled n times.
 
-    A wish of the target counts as the least, with up to a second on top, so that those it sent away do not come back
+    A wish of the server counts as the least, with up to a second on top, so that those it sent away do not come back
     at once; beyond `longest_wish_s` it is cut. Source: M. Brooker, "Exponential Backoff And Jitter" (2015).
     """
 
