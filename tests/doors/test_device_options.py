@@ -80,6 +80,9 @@ def processes(nproc: int = 1, world: World | None = None) -> Processes:
         ({"device_count": 1}, {"device": "cuda", "ddp": True}, 1, Want(count=1)),
         ({"devices": "cuda:0"}, {"device": "cuda:1", "is_resume": True}, None, Want(("cuda:0",))),
         ({"cpu_only": True}, {"device": "cpu"}, None, Want()),
+        ({}, {"device": "auto"}, None, Want(count=1)),
+        ({"cpus": 2}, {"device": "auto"}, None, Want(count=1, cpus=2)),
+        ({"devices": "cuda:1"}, {"device": "auto"}, None, Want(("cuda:1",))),
     ],
 )
 def test_options_and_spec_together_are_what_is_wanted(
@@ -112,6 +115,15 @@ def test_where_a_spec_says_otherwise_the_job_is_refused(given: dict[str, Any], s
         choose(asked(**given), **{"ddp": False, "nproc": None, **spec})
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_device_that_is_left_to_the_machine_is_the_cpu_where_it_has_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drivers.install(monkeypatch, tmp_path, None)
+    choice = choose(asked(cpus=1), device="auto", ddp=False, nproc=None)
+    assert choice.flags == ()
+    assert want_of(choice, processes(), os.environ) == Want(cpus=1)
 
 
 def test_where_the_spec_is_silent_the_options_fill_it_in() -> None:

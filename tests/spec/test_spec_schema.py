@@ -132,7 +132,7 @@ def test_good_sections_are_taken(section: str, values: object) -> None:
 def test_the_json_schema_describes_every_key() -> None:
     schema = spec_schema()
     json.dumps(schema, allow_nan=False)
-    assert {"extends", "profiles", "amp", "use_amp", *Spec.model_fields} == set(schema["properties"])
+    assert {"extends", "profiles", "defaulted", "amp", "use_amp", *Spec.model_fields} == set(schema["properties"])
     models = [schema, *(one for one in schema["$defs"].values() if "properties" in one)]
     for model in models:
         for name, field in model["properties"].items():

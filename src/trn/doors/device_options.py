@@ -24,10 +24,11 @@ from trn.devices import Want, accelerators
 from trn.doors.processes import Processes
 from trn.errors import UsageError
 
-__all__ = ["AskedDevices", "Choice", "choose", "device_options", "want_of"]
+__all__ = ["AskedDevices", "Choice", "choose", "device_options", "want_of", "want_of_device"]
 
 _NAMES = re.compile(r"mps|cuda:(0|[1-9][0-9]{0,3})(,cuda:(0|[1-9][0-9]{0,3}))*")
 _AUTO = "auto"
+"""Of --devices: any that are free. Of a spec's `device`: an accelerator if one is here, else the CPU."""
 
 
 class ForChild(NamedTuple):
@@ -158,6 +159,7 @@ def choose(
         raise UsageError(f"the run is on {device!r}, and stays there.", where="--cpu-only", hint="Leave it out.")
     if asked.kind is None:
         return Choice(asked, device, nproc, tuple(asked.flags))
+    device = asked.kind if device == _AUTO else device
     kind, _, number = device.partition(":")
     if kind != asked.kind:
         raise UsageError(
@@ -192,7 +194,7 @@ def want_of(choice: Choice, processes: Processes, environ: Mapping[str, str]) ->
     """What the job is to hold. Raises UsageError where somebody else has shared out the devices already.
 
     Without an option it is what the spec's device says, if anything of this kind is seen here: where nothing is, the
-    runner asks torch, and refuses in its words.
+    runner asks torch, and refuses in its words; with `auto` it takes the CPU.
     """
     asked, device = choice.asked, choice.device
     cpus = asked.cpus or 0
@@ -209,10 +211,17 @@ def want_of(choice: Choice, processes: Processes, environ: Mapping[str, str]) ->
         return Want(asked.names, cpus=cpus)
     if asked.kind is not None:
         return Want(count=count, cpus=cpus)
+    return want_of_device(device, environ, count=count, cpus=cpus)
+
+
+def want_of_device(device: str, environ: Mapping[str, str], *, count: int = 1, cpus: int = 0) -> Want:
+    """What a spec's `device` alone says, for so many processes; nothing of a kind that is not seen here."""
     kind, _, number = device.partition(":")
-    if kind not in ("cuda", "mps"):
+    if kind not in ("cuda", "mps", _AUTO):
         return Want(cpus=cpus)
     here = {one.id for one in accelerators(environ, with_use=False).devices}
+    if kind == _AUTO:
+        kind = device = next(("mps" for name in here if name.startswith("mps")), "cuda")
     if not any(name.startswith(kind) for name in here):
         return Want(cpus=cpus)
     return Want((device,), cpus=cpus) if number or kind == "mps" else Want(count=count, cpus=cpus)

@@ -91,8 +91,8 @@ def _open(names: Sequence[str], columns: Sequence[str], plan: Plan) -> Dataset:
 
 
 def _is_spec(path: Path) -> bool:
-    """Whether a JSON document is a spec; any other is read, or refused, as a manifest."""
+    """Whether a JSON document is a spec or a job; any other is read, or refused, as a manifest."""
     try:
-        return "config_version" in read_json(path)
+        return not {"config_version", "trainer_api_version"}.isdisjoint(read_json(path))
     except (JsonError, OSError):
         return False

@@ -8,6 +8,7 @@ folder by one rename. Not here: reading a spec (spec), what happens in the folde
 
 from trn.plan.data import plan_order
 from trn.plan.device import torch_device
+from trn.plan.inputs import require_inputs
 from trn.plan.measure import make_forecast, warn_of_few_tokens
 from trn.plan.params import make_params
 from trn.plan.planner import make_plan, refuse_unfit_world, use_spec_folder
@@ -22,6 +23,7 @@ __all__ = [
     "plan_order",
     "publish_run",
     "refuse_unfit_world",
+    "require_inputs",
     "torch_device",
     "use_spec_folder",
     "versions_here",

@@ -7,13 +7,16 @@ can be looked at all the same.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trn.errors import SpecError, StorageError, TrnError, UsageError, exit_code
 from trn.feed.subject import Named, Subject
 from trn.feed.verbs import Parser, add_verbs, run_verb
+from trn.plan.mock import make_mock
 from trn.plan.planner import use_spec_folder
 from trn.provenance.process import process_redactor
 from trn.spec import DatasetSpec, LoadedSpec, ValidationSpec, load_spec
@@ -29,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(parsed.data) > 1:
             raise UsageError("a spec is looked at alone.", where=f"trn data {parsed.command}")
         loaded = load_spec(Path(parsed.data[0]))
-        return run_verb(parsed, _subject(loaded, _columns(parsed.columns, loaded)))
+        with tempfile.TemporaryDirectory(prefix="trn-data-") as scratch:
+            return run_verb(parsed, _subject(loaded, _columns(parsed.columns, loaded), Path(scratch)))
     except SpecError as error:
         # a value that is shown in a problem may be a token that was put into the wrong place
         words = process_redactor().words
@@ -55,11 +59,12 @@ def _columns(asked: str | None, loaded: LoadedSpec) -> tuple[str, ...] | None:
     return tuple(getattr(load_trainer(loaded.spec.trainer), "columns", ())) or None
 
 
-def _subject(loaded: LoadedSpec, columns: tuple[str, ...] | None) -> Subject:
+def _subject(loaded: LoadedSpec, columns: tuple[str, ...] | None, scratch: Path) -> Subject:
+    """What is to be looked at; batches that stand in the spec as a file in the folder `scratch`."""
     spec, part = loaded.spec, loaded.spec.dataset
     passes = spec.epochs if spec.epochs is not None and spec.steps_per_epoch is None else 1
     return Subject(
-        training=_named(part),
+        training=_named(part) if part.mock_batches is None else _mocked(part.mock_batches, scratch),
         validation=None if spec.validation is None else _named(spec.validation),
         columns=columns,
         fills=part.fills,
@@ -73,6 +78,12 @@ def _subject(loaded: LoadedSpec, columns: tuple[str, ...] | None) -> Subject:
         cache=None if part.cache is None else Path(part.cache),
         is_planned=True,
     )
+
+
+def _mocked(batches: Sequence[Mapping[str, Any]], scratch: Path) -> Named:
+    mock = make_mock(batches, scratch)
+    mock.write()
+    return Named(paths=(str(mock.path),))
 
 
 def _named(part: DatasetSpec | ValidationSpec) -> Named:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trn.errors import DataError, PlanRefused
 from trn.feed import Dataset, Fills, Order, open_dataset, open_manifest
+from trn.plan.mock import MockFile
 from trn.spec import DatasetSpec, Spec, ValidationSpec
 from trn.spec.plan_model import BudgetPlan, DatasetPlan, FillPlan, Plan, ValidationPlan
 from trn.trainer import Trainer, has_own_transform
@@ -14,14 +15,14 @@ _WHOLE_BYTES = 256 << 20
 """Of parquet that a window of all row groups may be decoded from; decoded it can be many times that."""
 
 
-def plan_data(spec: Spec, trainer: Trainer) -> tuple[DatasetPlan, BudgetPlan]:
-    """The opened training data and the budget over it.
+def plan_data(spec: Spec, trainer: Trainer, mock: MockFile | None = None) -> tuple[DatasetPlan, BudgetPlan]:
+    """The opened training data and the budget over it; `mock` is what the spec's mock batches become.
 
     Raises DataError; PlanRefused when the budget needs more than the data give and `end` is stop.
     """
     part = spec.dataset
     columns = list(part.columns or getattr(trainer, "columns", ()))
-    data = _open(part, columns, part.fills)
+    data = _open(part, columns, part.fills) if mock is None else mock.open(columns or None, part.fills)
     # a budget in passes reads that many; a budget in steps may only begin again with `end: cycle`
     passes = spec.epochs if spec.epochs is not None and spec.steps_per_epoch is None else 1
     dataset = DatasetPlan(

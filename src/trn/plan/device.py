@@ -15,7 +15,14 @@ import torch
 from trn.devices import DEVICES
 from trn.errors import DeviceError
 
-__all__ = ["leased_name", "torch_device"]
+__all__ = ["leased_name", "settled_device", "torch_device"]
+
+AUTO = "auto"
+
+
+def settled_device(name: str) -> str:
+    """The device of a plan: `name` itself, and for `auto` the kind of the first accelerator that is here, else cpu."""
+    return next((one.partition(":")[0] for one in reversed(_here())), "cpu") if name == AUTO else name
 
 
 def torch_device(name: str, *, local_rank: int = 0) -> torch.device:

@@ -13,8 +13,10 @@ from pydantic import TypeAdapter
 from trn.devices import cpu_threads
 from trn.errors import PlanRefused
 from trn.plan.data import plan_data, plan_validation
-from trn.plan.device import torch_device
+from trn.plan.device import settled_device, torch_device
 from trn.plan.gating import plan_gates, plan_guard
+from trn.plan.inputs import plan_inputs
+from trn.plan.mock import MOCK_FOLDER, make_mock
 from trn.plan.optimization import plan_optimization
 from trn.plan.params import make_params
 from trn.plan.training import (
@@ -32,26 +34,35 @@ from trn.provenance.code import code_sha256
 from trn.provenance.process import process_redactor
 from trn.ranks import World
 from trn.spec import LoadedSpec, Spec
-from trn.spec.plan_model import Plan, TrainerPlan
+from trn.spec.plan_model import Plan, SamplePromptPlan, TrainerPlan
 from trn.trainer import Trainer, load_trainer
 
 __all__ = ["make_plan", "refuse_unfit_world", "use_spec_folder"]
 
 
 def make_plan(
-    loaded: LoadedSpec, *, run_id: str, runs_dir: Path, world: World, trainer: Trainer | None = None
+    loaded: LoadedSpec,
+    *,
+    run_id: str,
+    runs_dir: Path,
+    world: World,
+    trainer: Trainer | None = None,
+    mock_folder: Path | None = None,
 ) -> tuple[Plan, Trainer]:
-    """The plan of a spec and the trainer that it found, or that is given. Writes nothing.
+    """The plan of a spec and the trainer that it found, or that is given.
 
-    Raises SpecError (hyperparams), PlanRefused (trainer, budget, what this version cannot do), DataError.
+    Writes nothing but the file of the spec's mock batches, into `mock_folder` or else below `runs_dir`, and that at
+    the very end. Raises SpecError (hyperparams), PlanRefused (trainer, budget, what this version cannot do), DataError.
     """
-    spec = loaded.spec
+    spec = loaded.spec.model_copy(update={"device": settled_device(loaded.spec.device)})
+    batches = spec.dataset.mock_batches
+    mock = None if batches is None else make_mock(batches, mock_folder or runs_dir / MOCK_FOLDER)
     use_spec_folder(loaded.folder)
     trainer = trainer or load_trainer(spec.trainer)
     _refuse_unhonoured(spec, trainer)
     params = make_params(trainer, spec.hyperparams)
     torch_device(spec.device)
-    dataset, budget = plan_data(spec, trainer)
+    dataset, budget = plan_data(spec, trainer, mock)
     validation, checkpoint = plan_validation(spec, trainer, dataset), plan_checkpoint(spec, budget)
     optimizer, schedule = plan_optimization(spec, trainer, budget)
     plan = Plan(
@@ -76,6 +87,7 @@ def make_plan(
         optimizer=optimizer,
         schedule=schedule,
         clip_grad_norm=spec.clip_grad_norm or None,
+        inputs=plan_inputs(spec),
         weights=plan_weights(spec),
         loss_scale=plan_loss_scale(spec),
         ema=plan_ema(spec),
@@ -83,6 +95,8 @@ def make_plan(
         activation_checkpointing=list(spec.activation_checkpointing),
         metric_every=spec.metric_every,
         sample_every=spec.sample_every,
+        sample_prompts=[SamplePromptPlan(**one.model_dump()) for one in spec.sample_prompts],
+        sample_seed=spec.sample_seed,
         checkpoint=checkpoint,
         gates=plan_gates(spec, trainer, params),
         guard=plan_guard(spec),
@@ -90,6 +104,7 @@ def make_plan(
         log=plan_log(spec),
         heartbeat_s=_beats_every(spec),
         events=list(spec.events),
+        defaulted=dict(loaded.defaulted),
         experiment=process_redactor().value(spec.experiment),  # notes: a secret in them is no reason to refuse
         max_runtime_s=float(spec.limits.max_runtime_seconds),
         hang_s=float(spec.limits.hang_seconds),
@@ -103,6 +118,8 @@ def make_plan(
     if make_params(trainer, plan.trainer.params) != params:
         raise PlanRefused("they are not the same after they were written down: only JSON values may stand in them.",
                           where="hyperparams")  # fmt: skip
+    if mock is not None:
+        mock.write()
     return plan.sealed(), trainer
 
 

@@ -12,6 +12,7 @@ A refusal is one `SpecError` with all problems. Nothing is created, and no code 
 
 from __future__ import annotations
 
+from trn.spec.job_form import Input, JobForm, WorkerKeys, read_job_file
 from trn.spec.json_schema import spec_schema
 from trn.spec.load import LoadedSpec, load_spec
 from trn.spec.overrides import Flag, read_number
@@ -49,6 +50,8 @@ __all__ = [
     "GroupSpec",
     "GuardSpec",
     "HeartbeatSpec",
+    "Input",
+    "JobForm",
     "LimitsSpec",
     "LoadedSpec",
     "LogSpec",
@@ -59,7 +62,9 @@ __all__ = [
     "Spec",
     "ValidationSpec",
     "WeightsSpec",
+    "WorkerKeys",
     "load_spec",
+    "read_job_file",
     "read_number",
     "spec_schema",
 ]

@@ -40,6 +40,7 @@ _BOUNDS = {
     "string_too_long": ("at most {} characters", "max_length"),
 }
 _PATTERNS = {
+    "[key]": "a lower-case name such as base_model",
     "backend": "the name of a backend such as inductor",
     "device": "a device such as cpu, cuda or cuda:1",
     "kind": "the name of a schedule such as warmup_cosine or CosineAnnealingLR",
@@ -84,7 +85,7 @@ def _unknown(details: Iterable[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _problem(tree: Node, error: ErrorDetails, suggestion: str) -> Problem:
-    kind, path = error["type"], tuple(error["loc"])
+    kind, path = error["type"], tuple(part for part in error["loc"] if part != "[key]")
     if kind == "extra_forbidden":
         return _at(tree, path, f"unknown key{suggestion}")
     if kind == "missing":
@@ -141,18 +142,18 @@ def _yaml(value: object) -> str:
 
 def _suggestion(error: ErrorDetails) -> str:
     """`; did you mean ...?`, from the keys of the same section, or the same key in another section."""
-    *section, name = (str(step) for step in error["loc"])
+    *section, name = (str(step) for step in error["loc"] if not isinstance(step, int))  # one of a list is any of it
     model: type[BaseModel] = Spec
     for step in section:
         model = _sections(model)[step]
     known = [*model.model_fields, *(() if section else DOCUMENT_KEYS)]
     if near := nearest(name, known):
         return f"; did you mean {near}?"
+    if name in Spec.model_fields:
+        return f"; did you mean {name}, as a key of the document itself?"
     elsewhere = [part for part, other in _sections(Spec).items() if name in other.model_fields]
     if elsewhere:
         return f"; did you mean {elsewhere[0]}.{name}?"
-    if name in Spec.model_fields:
-        return f"; did you mean {name}, as a key of the document itself?"
     return f"; known here: {one_of(sorted(known))}" if len(known) <= _MOST_NAMES else "; `trn schema` has all keys"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trn.spec.defaulted import DEFAULTED_KEYS
 from trn.spec.schema import Spec
 
 __all__ = ["DOCUMENT_KEYS", "spec_schema"]
@@ -16,6 +17,11 @@ DOCUMENT_KEYS: dict[str, Any] = {
     "profiles": {
         "anyOf": [{"type": "object", "additionalProperties": {"type": "object"}}, {"type": "null"}],
         "description": "Named overlays of this document; `--profile NAME` chooses one.",
+    },
+    "defaulted": {
+        "type": "object",
+        "propertyNames": {"enum": list(DEFAULTED_KEYS)},
+        "description": "What was filled in where a job file is silent, by dotted path; every other layer wins.",
     },
     "amp": {"enum": ["none", "fp16", "bf16"], "description": "Another spelling of `precision`."},
     "use_amp": {"type": "boolean", "description": "The old spelling of `precision`: true is fp16, false is none."},

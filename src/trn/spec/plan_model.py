@@ -28,10 +28,12 @@ __all__ = [
     "GatesPlan",
     "GroupPlan",
     "GuardPlan",
+    "InputPlan",
     "LogPlan",
     "LossScalePlan",
     "OptimizerPlan",
     "Plan",
+    "SamplePromptPlan",
     "SchedulePlan",
     "TrainerPlan",
     "ValidationPlan",
@@ -52,9 +54,12 @@ UNFINGERPRINTED = frozenset(
         "revision",
         "earlier_fingerprints",
         "experiment",
+        "defaulted",
         "log",
         "heartbeat_s",
         "events",
+        "sample_prompts",
+        "sample_seed",
     }
 )
 
@@ -182,6 +187,18 @@ class EmaPlan(_Part):
     """Whether it is what is evaluated and exported."""
 
 
+class SamplePromptPlan(_Part):
+    """A sample that the trainer is asked for."""
+
+    prompt: str
+    negative_prompt: str | None
+    instruction: str | None
+    source_image: str | None
+    mode: str | None
+    seed: int | None
+    """Null: `sample_seed`."""
+
+
 class SchedulePlan(_Part):
     kind: str
     """One of our own, or the class of torch.optim.lr_scheduler."""
@@ -243,6 +260,15 @@ class ExportPlan(_Part):
     """Null: by the type of an output, and how exact the model itself is."""
 
 
+class InputPlan(_Part):
+    """A file that the trainer reads by itself."""
+
+    name: str
+    path: str
+    sha256: str
+    size_bytes: int
+
+
 class LogPlan(_Part):
     """The mirror of the log."""
 
@@ -278,6 +304,7 @@ class Plan(_Part):
     """Null for a trainer that does not honour the spec's optimizer."""
     schedule: SchedulePlan | None
     clip_grad_norm: float | None
+    inputs: list[InputPlan] = []
     weights: WeightsPlan | None = None
     loss_scale: LossScalePlan | None = None
     """Null but for fp16."""
@@ -286,6 +313,8 @@ class Plan(_Part):
     activation_checkpointing: list[str] = []
     metric_every: int
     sample_every: int
+    sample_prompts: list[SamplePromptPlan] = []
+    sample_seed: int = 0
     checkpoint: CheckpointPlan
     gates: GatesPlan
     guard: GuardPlan
@@ -297,6 +326,8 @@ class Plan(_Part):
     """Where the journal is sent, with absolute paths and without secrets."""
     experiment: dict[str, Any] = {}
     """Notes of the author."""
+    defaulted: dict[str, Any] = {}
+    """Keys of the spec that are required there and were filled in for a job file, by dotted path, with their values."""
     max_runtime_s: float
     """0: no limit."""
     hang_s: float = 0.0
@@ -326,6 +357,10 @@ class Plan(_Part):
                 part["data"] = part["data"]["fingerprint"]
         if value["weights"] is not None:
             del value["weights"]["path"]
+        for one in value["inputs"]:
+            del one["path"]
+        if not value["inputs"]:  # as in plans that were made before there were any
+            del value["inputs"]
         return sha256_json(value)
 
     def sealed(self) -> Plan:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trn.spec.mock_batches import broken_batches
 from trn.spec.words import found
 
 __all__ = ["Broken", "broken_rules"]
@@ -18,6 +19,10 @@ Broken = tuple[tuple[str | int, ...], str]
 Document = Mapping[str, Any]
 
 _DEFAULT_BATCH = 32  # of DatasetSpec
+_SOURCES = {
+    "dataset": ("parquet_paths", "manifest", "mock_batches"),
+    "validation": ("parquet_paths", "manifest"),
+}
 _HUGE = 1e100  # beyond it the schema refuses, and arithmetic would overflow
 
 
@@ -69,21 +74,25 @@ def _budget(document: Document) -> Iterator[Broken]:
 
 
 def _data(document: Document) -> Iterator[Broken]:
-    for name in ("dataset", "validation"):
+    for name, sources in _SOURCES.items():
         section = document.get(name)
         if not isinstance(section, Mapping):
             continue
-        given = [key for key in ("parquet_paths", "manifest") if section.get(key) is not None]
+        given = [key for key in sources if section.get(key) is not None]
         if not given:
             yield (name,), "expected parquet_paths or manifest, found neither"
-        if len(given) == 2:
-            yield (name, "manifest"), "expected one source, found parquet_paths and manifest; set one of them to null"
+        if len(given) > 1:
+            message = f"expected one source, found {given[0]} and {given[1]}; set one of them to null"
+            yield (name, given[1]), message
     accumulate = _number(_section(document, "optimizer"), "accumulate")
     dataset = _section(document, "dataset")
     batch = _number(dataset, "batch_size") if "batch_size" in dataset else _DEFAULT_BATCH
     if accumulate is not None and accumulate >= 1 and batch is not None and batch % accumulate:
         message = f"expected a multiple of optimizer.accumulate ({found(accumulate)}), found {found(batch)}"
         yield ("dataset", "batch_size"), message
+    if dataset.get("mock_batches") is not None:
+        for path, message in broken_batches(dataset["mock_batches"], None if batch is None else int(batch)):
+            yield ("dataset", "mock_batches", *path), message
 
 
 def _learning_rate(document: Document) -> Iterator[Broken]:

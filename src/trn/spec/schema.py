@@ -46,6 +46,7 @@ __all__ = [
     "LogSpec",
     "LossScaleSpec",
     "OptimizerSpec",
+    "SamplePromptSpec",
     "ScheduleSpec",
     "Spec",
     "ValidationSpec",
@@ -183,6 +184,9 @@ Targets = Annotated[
     Field(strict=False, max_length=16),
     AfterValidator(_no_target_twice),
 ]
+Inputs = dict[Annotated[str, Field(pattern=_NAME, max_length=64)], PathText]
+Batches = Annotated[tuple[dict[str, Any], ...], Field(strict=False)]
+SampleText = Annotated[str, Field(max_length=16_384)]
 Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False), BeforeValidator(_two_numbers)]
 
 
@@ -202,12 +206,14 @@ class _Part(BaseModel):
 
 
 class DatasetSpec(_Part):
-    """The training data and how a step's rows are cut from it; exactly one of `parquet_paths` and `manifest`."""
+    """The training data and how a step's rows are cut from it; one of `parquet_paths`, `manifest`, `mock_batches`."""
 
     parquet_paths: Paths | None = None
     """Parquet files, folders of them, or globs, in this order; also of a store: `s3://bucket/data/*.parquet`."""
     manifest: PathText | None = None
     """A manifest as `trn data index` writes it, or its URL, instead of `parquet_paths`."""
+    mock_batches: Batches | None = None
+    """For smoke runs, the data themselves: a list of batches of `batch_size` rows, each `{column: [row, ...]}`."""
     columns: Names = ()
     """Columns to read; empty: those that the trainer names."""
     nulls: Nulls = "refuse"
@@ -445,6 +451,30 @@ class HeartbeatSpec(_Part):
     """A beat each so many seconds, at least one; 0: none."""
 
 
+class SamplePromptSpec(_Part):
+    """One sample that the trainer is asked for; a text is its `prompt`. What the words mean is the trainer's."""
+
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})
+
+    prompt: SampleText
+    """What to make."""
+    negative_prompt: SampleText | None = None
+    """What not to make."""
+    instruction: SampleText | None = None
+    """What to do with `source_image`."""
+    source_image: SampleText | None = None
+    """An image to begin from, as the trainer names it."""
+    mode: Annotated[str, Field(max_length=256)] | None = None
+    """Which kind of sample."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)] | None = None
+    """Where its randomness starts; null: `sample_seed`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return {"prompt": value} if isinstance(value, str) else value
+
+
 class LimitsSpec(_Part):
     """Limits of time, in seconds."""
 
@@ -479,7 +509,8 @@ class Spec(_Part):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)] = Field(examples=[42])
     """Where all randomness starts."""
     device: Annotated[str, Field(pattern=_DEVICE)] = Field(examples=["cpu"])
-    """cpu, cuda, cuda:1, mps ...; never replaced by another."""
+    """cpu, cuda, cuda:1, mps ...; never replaced by another. auto: an accelerator if one is here, else cpu; the plan
+    says which."""
     precision: Literal["none", "fp16", "bf16"] = Field(examples=["none"])
     """Automatic mixed precision. Also written `amp: bf16`, or `use_amp: true` for fp16."""
     ddp: bool = Field(examples=[False])
@@ -496,10 +527,17 @@ class Spec(_Part):
     """Checkpoint each this many steps; 0: only at the end."""
     sample_every: Count = 0
     """Let the trainer write samples each this many steps; 0: never."""
+    sample_prompts: Annotated[tuple[SamplePromptSpec, ...], Field(strict=False, max_length=1000)] = ()
+    """What it is asked for: texts, or a prompt with more. It finds them in `ctx.sample_requests`."""
+    sample_seed: Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)] = 0
+    """The seed of each of them that has none of its own."""
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
     """The optimizer of a TorchTrainer."""
     schedule: ScheduleSpec = Field(default_factory=lambda: ScheduleSpec(kind="constant"))
     """The learning rate over the steps; without it, `optimizer.lr` throughout."""
+    inputs: Inputs = Field(default_factory=dict)
+    """Files that the trainer reads by itself, by names of its own choice: `ctx.inputs` has their paths, the plan their
+    digests."""
     weights: WeightsSpec | None = None
     """Weights to begin with; null: those that the trainer draws."""
     loss_scale: LossScaleSpec = Field(default_factory=LossScaleSpec)

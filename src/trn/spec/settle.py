@@ -50,8 +50,20 @@ def settle(tree: Node, folder: FilePath, problems: list[Problem]) -> Node:
 def _settle_one(tree: Node, folder: FilePath, problems: list[Problem], path: Path) -> Node:
     for place in _PATHS:
         tree = _changed(tree, place, lambda node: _absolute(node, folder))
+    tree = _changed(tree, ("inputs",), lambda node: _absolute_files(node, folder))
     tree = _changed(tree, ("events",), lambda node: _absolute_targets(node, folder))
     return _one_precision(tree, problems, path)
+
+
+def _absolute_files(node: Node, folder: FilePath) -> Node:
+    if not isinstance(node.value, Mapping):
+        return node
+    settled = {name: item if _is_file_url(item) else _absolute(item, folder) for name, item in node.value.items()}
+    return replace(node, value=settled)
+
+
+def _is_file_url(node: Node) -> bool:
+    return isinstance(node.value, str) and node.value.startswith("file:/")
 
 
 def _absolute_targets(node: Node, folder: FilePath) -> Node:

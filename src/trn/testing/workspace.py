@@ -107,7 +107,7 @@ class Workspace:
     def over(self, table: pa.Table, name: str, **dataset: Any) -> Workspace:
         """The same, with these rows in place of its data; `dataset` are more keys of that section."""
         path = write_rows(table, self.folder / name)
-        keys = {"parquet_paths": [str(path)], "manifest": None, "cache": None, **dataset}
+        keys = {"parquet_paths": [str(path)], "manifest": None, "mock_batches": None, "cache": None, **dataset}
         laid = {f"dataset.{key}": value for key, value in keys.items()}
         return Workspace(self.folder, self.config, self.sets | laid, path)
 
