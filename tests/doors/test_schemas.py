@@ -49,7 +49,9 @@ def test_the_schemas_have_the_keys_of_the_classes_behind_them() -> None:
     outcome = schema_of("outcome")
     assert set(outcome["properties"]) == set(Outcome.__dataclass_fields__)
     assert set(outcome["properties"]) - set(outcome["required"]) == {"exact", "inexact_because"}
-    assert set(schema_of("checkpoint")["required"]) == {*CheckpointMeta.__dataclass_fields__, "meta_sha256"}
+    checkpoint = schema_of("checkpoint")
+    assert set(checkpoint["properties"]) == {*CheckpointMeta.__dataclass_fields__, "meta_sha256"}
+    assert set(checkpoint["properties"]) - set(checkpoint["required"]) == {"files", "hook"}
     assert set(schema_of("job")["required"]) == set(JobRow.__dataclass_fields__)
     assert schema_of("epoch")["required"] == list(EPOCH_KEYS)
 

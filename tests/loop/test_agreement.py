@@ -11,8 +11,10 @@ import torch
 
 from trn.errors import TrainerError
 from trn.loop.agreement import Agreement
+from trn.loop.control import asked_of
 from trn.loop.stop import StopRequest
 from trn.ranks.group import Alone, Group
+from trn.trainer import Control
 
 
 class Scripted(Group):
@@ -125,3 +127,12 @@ def test_a_step_that_only_one_rank_refused_ends_the_run(refuses: bool) -> None:
     agreement = Agreement(other, StopRequest())
     with pytest.raises(TrainerError, match="refused it, rank"):
         agreement.step_refused(3) if refuses else agreement.step_made(3, {"train_loss": 1.0}, 8, 0.5, 0.1)
+
+
+def test_ranks_that_ask_the_loop_for_different_things_are_told_apart_by_name() -> None:
+    own = {"train_loss": 1.0, **asked_of(Control())}
+    other = {"train_loss": 1.0, "tokens": -1, **asked_of(Control(skip_cadence_emit=True))}
+    group = Scripted(lambda given: other if isinstance(given, dict) else [*given[:2], given[2] + 1, *given[3:]])
+    says = "step 4: control.skip_cadence_emit is 0.0 on rank 0 and 1.0 on rank 1"
+    with pytest.raises(TrainerError, match=says):
+        Agreement(group, StopRequest()).step_made(4, own, None, 0.5, 0.1)

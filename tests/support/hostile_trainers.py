@@ -139,6 +139,18 @@ HOSTILE_TRAINERS: dict[str, HostileTrainer] = {
         "the metrics of a StepResult are numbers by name; found list.", "return StepResult([loss])"
     ),
     "a control that is a dict": _result("control is a dict; expected a Control.", "return StepResult({}, control={})"),
+    "a backoff that is no number": _result(
+        "control.backoff_seconds is nan; expected a finite number",
+        "return StepResult({}, control=__import__('trn').trainer.Control(backoff_seconds=float('nan')))",
+    ),
+    "a debug that is a list": _result("debug is a list; expected a mapping", "return StepResult({}, [loss])"),
+    "a debug that is no JSON": HostileTrainer(
+        "step 1, debug['raw']: a bytes; expected",
+        RESULT,
+        "return StepResult({'loss': loss}, {'raw': b'x'})",
+        steps=1,
+        more="metric_every: 1\n",
+    ),
     "tokens that are text": _result(
         "tokens is 'many'; expected a whole number", "return StepResult({}, tokens='many')"
     ),

@@ -125,10 +125,11 @@ def command(spec: Path, runs_dir: Path, run_id: str, *more: str) -> list[str]:
     ]
 
 
-def stride_of(do: str) -> int:
+def stride_of(do: str, *, of_kills: int = 1) -> int:
     """Which of the durable operations are failed by `do`: each by a kill, each third by a torn write or an error.
 
-    With TRN_EVERY_OPERATION=all each by all of them.
+    With TRN_EVERY_OPERATION=all each by all of them, also where usually only each `of_kills`th is killed.
     """
-    is_each = do == "kill" or os.environ.get("TRN_EVERY_OPERATION") == "all"
-    return 1 if is_each else 3
+    if os.environ.get("TRN_EVERY_OPERATION") == "all":
+        return 1
+    return of_kills if do == "kill" else 3

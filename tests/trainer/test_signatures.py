@@ -54,3 +54,29 @@ def test_annotations_are_left_out_of_the_message() -> None:
 
     with pytest.raises(PlanRefused, match=r"expected configure\(ctx\), found configure\(ctx, model\)\."):
         refuse_unfit_hooks(Annotated(), "mine")
+
+
+def save(state: Any, step: int, output_dir: Any, final: bool, ctx: Any) -> None: ...
+def load(*, state: Any, checkpoint_dir: Any, payload: Any, ctx: Any) -> None: ...
+
+
+def test_the_two_hooks_of_an_own_folder_are_called_by_name() -> None:
+    trainer: Any = Fitting()
+    trainer.save_checkpoint, trainer.load_checkpoint = save, load
+    refuse_unfit_hooks(trainer, "mine")
+    trainer.load_checkpoint = lambda **given: None
+    refuse_unfit_hooks(trainer, "mine")
+    trainer.save_checkpoint = lambda state, step, folder, final, ctx: None
+    says = (
+        r"expected save_checkpoint\(state, step, output_dir, final, ctx\), found save_checkpoint\(state, step, folder,"
+    )
+    with pytest.raises(PlanRefused, match=says):
+        refuse_unfit_hooks(trainer, "mine")
+
+
+@pytest.mark.parametrize(("there", "missing"), [("save", "load"), ("load", "save")])
+def test_one_of_the_two_alone_is_refused_with_the_other(there: str, missing: str) -> None:
+    trainer: Any = Fitting()
+    setattr(trainer, f"{there}_checkpoint", save if there == "save" else load)
+    with pytest.raises(PlanRefused, match=f"it has {there}_checkpoint and lacks {missing}_checkpoint. Add {missing}_"):
+        refuse_unfit_hooks(trainer, "mine")

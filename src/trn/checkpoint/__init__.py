@@ -5,7 +5,7 @@ retention, and the streams of random numbers. Not here: what a trainer saves (it
 (runner), when a checkpoint is due (loop).
 
     state ──snapshot──> kept buffers ──thread──> step-00000200.pt ──sync metrics──> step-00000200.meta.json (commit)
-                                                                     └─> last.*, best.* (hints) ─> retention
+    a trainer's own files ──seal, publish──> step-00000200.files/ ──┘                └─> last.*, best.* ─> retention
     resume: metas, newest first ──verify──> payload, or `rejected` and the one before
 
 The modules are imported by name (`trn.checkpoint.meta` needs no torch), so nothing is re-exported here.

@@ -1,7 +1,8 @@
 """Find the newest checkpoint that holds, or the one that was named, and set aside what came after it.
 
-Nothing is believed before it is verified: the meta by its own digest, the `.pt` by its hash, the metrics files by the
-digest of what this state had seen. What does not hold is named with its reason and the search walks back.
+Nothing is believed before it is verified: the meta by its own digest, the `.pt` by its hash, the trainer's own folder
+file by file, the metrics files by the digest of what this state had seen. What does not hold is named with its reason
+and the search walks back.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from trn.checkpoint.epochs import set_aside_epochs
+from trn.checkpoint.folder import folder_name
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name, reject_reason
 from trn.checkpoint.retention import clean_leftovers, link_hint, unlink_hint
 from trn.errors import NoGoodCheckpoint, ResumeRefused
@@ -92,9 +94,8 @@ def set_aside_later(run_dir: Path, *, step: int, epochs_over: int, best_step: in
     `epochs_over` is how many epochs are over at that step: artifacts of later ones go too.
     """
     folder = run_dir / "checkpoints"
-    names = [
-        name for later in listed_steps(folder) if later > step for name in (meta_name(later), checkpoint_name(later))
-    ]
+    later = [one for one in listed_steps(folder) if one > step]
+    names = [name for one in later for name in (meta_name(one), checkpoint_name(one), folder_name(one))]
     moved = []
     for name in names:
         if (folder / name).exists():

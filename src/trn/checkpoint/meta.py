@@ -2,6 +2,8 @@
 
 Strict JSON, one object. `meta_sha256` is the sha256 of the canonical JSON of all other keys; `sha256` and
 `size_bytes` are those of the `.pt` beside it; `journal` says how many bytes of each metrics file belong to this state.
+`files` and `hook` are there where the trainer has a `save_checkpoint`, see trn.checkpoint.folder: every file of the
+folder beside the `.pt`, and what the hook returned.
 A reader refuses: a wrong own digest, a missing or unknown key, a `file` or `step` other than its name says.
 """
 
@@ -12,6 +14,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trn.checkpoint.folder import files_problem, folder_name, folder_problem
 from trn.files import sha256_file
 from trn.records import SCHEMA_VERSION, Json, JsonError, Position, pretty_json, read_json, sha256_json
 
@@ -81,10 +84,21 @@ class CheckpointMeta:
     rng: list[Json]
     """One entry a rank."""
     schema_version: int = SCHEMA_VERSION
+    files: list[Json] | None = None
+    """Of the trainer's own folder, `{path, size_bytes, sha256}` each; None where it has none."""
+    hook: Json | None = None
+    """What `save_checkpoint` returned."""
 
     def to_bytes(self) -> bytes:
         value = asdict(self)
+        if self.files is None:
+            del value["files"], value["hook"]
         return pretty_json(value | {"meta_sha256": sha256_json(value)})
+
+    @property
+    def folder(self) -> str | None:
+        """The name of the trainer's own folder, None where there is none."""
+        return None if self.files is None else folder_name(self.step)
 
     def positions(self) -> dict[str, Position]:
         """Where each metrics file ended at this checkpoint."""
@@ -97,11 +111,17 @@ class CheckpointMeta:
         digest = value.pop("meta_sha256", None)
         if digest != sha256_json(value):
             raise JsonError("its own digest is wrong")
+        if "files" in value and (problem := files_problem(value["files"])):
+            raise JsonError(problem)
+        if "files" not in value and "hook" not in value:
+            value |= {"files": None, "hook": None}
         if set(value) != set(cls.__dataclass_fields__) or value["schema_version"] != SCHEMA_VERSION:
             raise JsonError("its keys or its schema_version are not those of this version")
         for key, kind in _KINDS.items():
             if type(value[key]) is not kind:
                 raise JsonError(f"{key} is no {kind.__name__}")
+        if not (value["hook"] is None or type(value["hook"]) is dict):
+            raise JsonError("hook is no dict")
         if not set(value["journal"]) <= _JOURNAL or not all(map(_is_position, value["journal"].values())):
             raise JsonError("its journal is not what this version writes")
         meta = cls(**value)
@@ -111,7 +131,7 @@ class CheckpointMeta:
 
 
 def reject_reason(folder: Path, meta: CheckpointMeta, *, lineage: Collection[str], reports: Path) -> str | None:
-    """Why the checkpoint of a readable meta must not be used, or None: plan, size, hash and metrics all hold.
+    """Why the checkpoint of a readable meta must not be used, or None: plan, sizes, hashes and metrics all hold.
 
     `lineage` are the fingerprints of the run's plan in all its revisions.
     """
@@ -124,8 +144,10 @@ def reject_reason(folder: Path, meta: CheckpointMeta, *, lineage: Collection[str
             return f"{meta.file} has {size} bytes, its meta says {meta.size_bytes}"
         if sha256_file(path) != meta.sha256:
             return f"the sha256 of {meta.file} is not the one in its meta"
+        if meta.files is not None and (problem := folder_problem(folder / folder_name(meta.step), meta.files)):
+            return problem
     except OSError as error:
-        return f"{meta.file} cannot be read: {error.strerror}"
+        return f"{Path(error.filename or meta.file).name} cannot be read: {error.strerror}"
     for name, position in meta.positions().items():
         if not position.holds_in(reports / name):
             return f"{name} does not begin with the {position.lines} lines that this checkpoint saw"

@@ -1,7 +1,8 @@
 """Which checkpoints stay, and how the others go without ever endangering the last good one.
 
 A checkpoint goes meta first: once its commit mark has the name `.trash-*`, it is no checkpoint any more, and whatever
-of it is left after a crash is removed by the next job. Kept are the newest (at least two) and the best.
+of it is left after a crash is removed by the next job; the trainer's own folder goes last. Kept are the newest (at
+least two) and the best.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trn.checkpoint.epochs import listed_epochs, weights_name
+from trn.checkpoint.folder import FILES_NAME, folder_name, is_staged, remove_folder
 from trn.checkpoint.meta import checkpoint_name, listed_steps, meta_name
 from trn.files import link_atomic, move, remove, sweep
 
@@ -42,13 +44,19 @@ def prune(folder: Path, *, keep: int, best_step: int | None) -> list[int]:
                 move(folder / name, folder / f"{_TRASH}{name}")
         for name in (meta_name(step), checkpoint_name(step)):
             remove(folder / f"{_TRASH}{name}")
+        if (folder / folder_name(step)).exists():
+            trash = folder / f"{_TRASH}{folder_name(step)}"
+            move(folder / folder_name(step), trash)
+            remove_folder(trash)
     return gone
 
 
 def clean_leftovers(folder: Path) -> list[str]:
-    """Remove what a crash left: temporaries, trash, and `.pt` files without a meta. The caller has the lock."""
-    left = sweep(folder)
-    committed = {checkpoint_name(step) for step in listed_steps(folder)}
+    """Remove what a crash left: temporaries, trash, `.pt` files and folders without a meta. The caller has the lock."""
+    steps = listed_steps(folder)
+    left = _clean_folders(folder, {folder_name(step) for step in steps})
+    left += sweep(folder)
+    committed = {checkpoint_name(step) for step in steps}
     committed |= {weights_name(epoch) for epoch in listed_epochs(folder)}
     for path in sorted(folder.iterdir()):
         is_uncommitted = (
@@ -56,5 +64,17 @@ def clean_leftovers(folder: Path) -> list[str]:
         )
         if path.name.startswith(_TRASH) or is_uncommitted:
             remove(path)
+            left.append(path.name)
+    return left
+
+
+def _clean_folders(folder: Path, committed: set[str]) -> list[str]:
+    """Those of a trainer's own: being filled, thrown away, or without a meta."""
+    left = []
+    for path in sorted(folder.iterdir()):
+        is_uncommitted = FILES_NAME.fullmatch(path.name) and path.name not in committed
+        is_ours = is_staged(path.name) or path.name.startswith(_TRASH) or is_uncommitted
+        if is_ours and path.is_dir() and not path.is_symlink():
+            remove_folder(path)
             left.append(path.name)
     return left

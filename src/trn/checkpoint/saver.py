@@ -2,8 +2,8 @@
 
 Order of commitment, each step durable before the next:
 
-    step-N.pt (hashed while written) -> artifact of the epoch -> metrics files synced -> step-N.meta.json
-        -> last.*, best.* -> older ones removed
+    step-N.pt (hashed while written) -> step-N.files/, the trainer's own -> artifact of the epoch
+        -> metrics files synced -> step-N.meta.json -> last.*, best.* -> older ones removed
 
 A crash between any two of them leaves the previous checkpoint whole and this one either committed or absent.
 """
@@ -21,6 +21,7 @@ import torch
 
 from trn.checkpoint.discover import set_aside_later
 from trn.checkpoint.epochs import metadata_name, prune_epochs, publish_epoch
+from trn.checkpoint.folder import Filled, discard, folder_name, publish, seal
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name
 from trn.checkpoint.payload import write_payload
 from trn.checkpoint.retention import link_hint, prune
@@ -45,6 +46,8 @@ class Moment:
     best_step: int | None
     epoch_metadata: Json | None = None
     """Of the epoch that ends with this step, where it has an artifact; without the optimizer's digest."""
+    folder: Filled | None = None
+    """What the trainer's own `save_checkpoint` wrote; the saver publishes or removes it."""
 
 
 class Saver:
@@ -72,8 +75,12 @@ class Saver:
 
     def save(self, state: dict[str, Any], moment: Moment) -> None:
         """Copy `state` now and commit it in the background. Raises the error of the save before, StorageError."""
-        self.wait()
-        payload = {"trainer": self._snapshots.take(state), "progress": moment.progress, "rng": moment.rng}
+        try:
+            self.wait()
+            payload = {"trainer": self._snapshots.take(state), "progress": moment.progress, "rng": moment.rng}
+        except BaseException:
+            discard(moment.folder)
+            raise
         self._thread = threading.Thread(target=self._run, args=(payload, moment), name="trn-checkpoint")
         self._thread.start()
 
@@ -124,11 +131,16 @@ class Saver:
             self._error.__cause__ = error
         except BaseException as error:  # noqa: BLE001 - carried to the loop's thread, which raises it
             self._error = error
+        finally:
+            discard(moment.folder)  # of which nothing is left once it is published
 
     def _commit(self, payload: dict[str, Any], moment: Moment) -> CheckpointMeta:
         self._require_space()
         path = self.folder / checkpoint_name(moment.step)
         sha256, size_bytes = write_payload(path, payload, self._snapshots.at_pages())
+        files = None if moment.folder is None else seal(moment.folder)
+        if moment.folder is not None:
+            publish(moment.folder, self.folder / folder_name(moment.step))
         if moment.epoch_metadata is not None:
             publish_epoch(path, moment.epoch_metadata, payload["trainer"])
         self._sync_journal()
@@ -146,6 +158,8 @@ class Saver:
             run_id=self._run_id,
             job_id=self._job_id,
             plan_fingerprint=self._plan_fingerprint,
+            files=files,
+            hook=None if moment.folder is None else moment.folder.hook,
         )
         write_atomic(self.folder / meta_name(moment.step), meta.to_bytes())
         link_hint(self.folder, "last", moment.step)

@@ -2,8 +2,9 @@
 
     <run>/checkpoints/abandoned-JOB/             what a resume went back behind
     <run>/reports/{train,val}_metrics.cut-JOB.jsonl     the lines that it cut
-    <run>/**/.NAME.tmp-PID-N, checkpoints/.trash-*      what a crashed writer left, and .pt files without a meta
-    <run>/checkpoints/step-N.*                   of a finished run: all but the newest two, the best and its outcome's
+    <run>/**/.NAME.tmp-PID-N, checkpoints/.trash-*      what a crashed writer left; .pt files and .files without a meta
+    <run>/checkpoints/step-N.*                   of a finished run: all but the newest two, the best and its outcome's;
+                                                 with a trainer's own folder, step-N.files
     .trn/cancel/JOB                              a wish that a job ends which has ended
     .trn/sinks/RUN/                              how far targets of events are, of a run that is gone
     .trn/staging/JOB/, .trn-doctor.tmp-*/        folders whose maker is dead: nobody holds the lock in them
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trn.checkpoint.folder import FILES_NAME, folder_name, is_staged
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name, reject_reason
 from trn.doors.storage import TRIAL_NAME
 from trn.doors.stream import events_of
@@ -48,7 +50,7 @@ _KEPT = 2
 _PAIR = re.compile(r"(?:step-\d{8,}|last|best)\.(?:pt|meta\.json)|epoch-\d{3,}\.(?:pt|metadata\.json)")
 _WEIGHTS = re.compile(r"step-(\d{8,})\.pt")
 _TEMPORARY = re.compile(r"\..+\.tmp-\d+-\d+", re.DOTALL)
-_TRASH = re.compile(r"\.trash-step-\d{8,}\.(?:pt|meta\.json)")
+_TRASH = re.compile(r"\.trash-step-\d{8,}\.(?:pt|meta\.json|files)")
 _ABANDONED = re.compile(r"abandoned-[A-Za-z0-9][A-Za-z0-9._-]*")
 _CUT = re.compile(r"(?:train|val)_metrics\.cut-[A-Za-z0-9][A-Za-z0-9._-]*\.jsonl")
 _JOB_ID = r"job-\d{8}-\d{6}-\d{6}-[0-9a-f]{6}"
@@ -118,17 +120,29 @@ def _checkpoints(run_dir: Path) -> tuple[list[Item], str | None]:
     if outcome is not None and outcome.exit_code == 0:
         stay |= {step for step in _pointed_at(folder, files, outcome) if step in steps}
         gone = [step for step in steps if step not in stay and checkpoint_name(step) in files]
-        items += [Item("checkpoint", (folder / meta_name(step), folder / checkpoint_name(step))) for step in gone]
+        items += [Item("checkpoint", tuple(_paths(folder, step))) for step in gone]
     if items and (damage := _damage(run_dir, sorted(stay, reverse=True), outcome)):
         return [], f"its checkpoints stay: {damage}"
     return items, None
 
 
+def _paths(folder: Path, step: int) -> Iterator[Path]:
+    yield folder / meta_name(step)
+    yield folder / checkpoint_name(step)
+    if (folder / folder_name(step)).is_dir() and not (folder / folder_name(step)).is_symlink():
+        yield folder / folder_name(step)
+
+
 def _is_abandoned(folder: Path) -> bool:
     """Whether it is a folder of set-aside checkpoints, with nothing else in it."""
-    return bool(_ABANDONED.fullmatch(folder.name)) and all(
-        entry.is_file(follow_symlinks=False) and (_PAIR.fullmatch(entry.name) or _TEMPORARY.fullmatch(entry.name))
-        for entry in _entries(folder)
+    return bool(_ABANDONED.fullmatch(folder.name)) and all(map(_is_of_a_checkpoint, _entries(folder)))
+
+
+def _is_of_a_checkpoint(entry: os.DirEntry[str]) -> bool:
+    if entry.is_dir(follow_symlinks=False):
+        return bool(FILES_NAME.fullmatch(entry.name))
+    return entry.is_file(follow_symlinks=False) and bool(
+        _PAIR.fullmatch(entry.name) or _TEMPORARY.fullmatch(entry.name)
     )
 
 
@@ -188,8 +202,12 @@ def _leftovers(run_dir: Path) -> Iterator[Item]:
         for name in _files(folder):
             if _TEMPORARY.fullmatch(name) or (folder == checkpoints and _TRASH.fullmatch(name)):
                 yield Item("leftover", (folder / name,))
-    files = _files(checkpoints)
+    for name in _folders(checkpoints):
+        if is_staged(name) or _TRASH.fullmatch(name):
+            yield Item("leftover", (checkpoints / name,))
+    files, folders = _files(checkpoints), _folders(checkpoints)
     weights = {int(found[1]) for name in files if (found := _WEIGHTS.fullmatch(name))}
+    weights |= {int(found[1]) for name in folders if (found := FILES_NAME.fullmatch(name))}
     committed = listed_steps(checkpoints) if files else []
     if not (uncommitted := weights.difference(committed)):
         return
@@ -198,7 +216,11 @@ def _leftovers(run_dir: Path) -> Iterator[Item]:
     newest = max(committed, default=0)
     for step in sorted(uncommitted):
         if step < newest or step not in announced:
-            yield Item("leftover", (checkpoints / checkpoint_name(step),))
+            both = (
+                (checkpoint_name(step) in files, checkpoint_name(step)),
+                (folder_name(step) in folders, folder_name(step)),
+            )
+            yield Item("leftover", tuple(checkpoints / name for is_there, name in both if is_there))
 
 
 def _events(run_dir: Path) -> Iterator[Json]:

@@ -18,6 +18,7 @@ from trn.doors.schemas_by_hand import (
     SHA256,
     UTC_TIME,
     closed,
+    contract_schema,
     dataset_schema,
     epoch_schema,
     forked_from_schema,
@@ -95,7 +96,10 @@ def _checkpoint() -> Schema:
     position = closed("How much of a file", {"offset": COUNT, "sha256": SHA256, "lines": COUNT})
     schema = TypeAdapter(CheckpointMeta).json_schema()
     schema["properties"]["meta_sha256"] = SHA256
-    return _written(
+    own_file = closed(
+        "A file of the trainer's own", {"path": {"type": "string"}, "size_bytes": COUNT, "sha256": SHA256}
+    )
+    found = _written(
         schema,
         "checkpoints/step-XXXXXXXX.meta.json",
         schema_version={"const": 1},
@@ -110,7 +114,10 @@ def _checkpoint() -> Schema:
         created_at=UTC_TIME,
         journal={"type": "object", "additionalProperties": position},
         rng={"type": "array", "items": _OPEN, "minItems": 1},
+        files={"type": "array", "items": own_file, "minItems": 1},
     )
+    found["required"] = [name for name in found["required"] if name not in ("files", "hook")]
+    return found
 
 
 def _evaluation() -> Schema:
@@ -169,4 +176,5 @@ _SCHEMAS: dict[str, Callable[[], Schema]] = {
     "parity": parity_schema,
     "dataset": dataset_schema,
     "job": _job,
+    "contract": contract_schema,
 }

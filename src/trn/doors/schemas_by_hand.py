@@ -10,6 +10,7 @@ from typing import Any
 
 from trn.gates import EPOCH_KEYS, READING_RANGES
 from trn.records import RUN_ID_PATTERN, STEP_KEYS
+from trn.subprocess_contract import CONTRACT_VERSION
 
 __all__ = [
     "COUNT",
@@ -17,6 +18,7 @@ __all__ = [
     "SHA256",
     "UTC_TIME",
     "closed",
+    "contract_schema",
     "dataset_schema",
     "epoch_schema",
     "forked_from_schema",
@@ -139,6 +141,22 @@ def epoch_schema() -> Schema:
         "tokens_seen": or_null(COUNT),
     }
     return closed("checkpoints/epoch-NNN.metadata.json", {key: kinds.get(key, number) for key in EPOCH_KEYS})
+
+
+def contract_schema() -> Schema:
+    path: Schema = {"type": "string", "pattern": "^/"}
+    return closed(
+        "What a worker hands to the process of a trainer",
+        {
+            "contract_version": {"const": CONTRACT_VERSION},
+            "trainer_plugin": {"type": "string", "minLength": 1},
+            "job_spec_path": path,
+            "arrow_ipc_path": {"type": "string", "pattern": "^(/|$)"},
+            "checkpoints_dir": path,
+            "samples_dir": path,
+            "events_path": path,
+        },
+    )
 
 
 def dataset_schema() -> Schema:

@@ -45,6 +45,9 @@ EVENT_FIELDS: dict[str, tuple[str, ...]] = {
 }
 """What an event of a kind has beside its head; it may have more."""
 
+_AT_TIMES: dict[str, Schema] = {"metric": {"debug": {"type": "object"}, "debug_truncated": {"const": True}}}
+"""What it may have, where there is something to say of that."""
+
 
 def event_schema() -> Schema:
     head = {
@@ -64,12 +67,17 @@ def event_schema() -> Schema:
         "allOf": [
             {"if": {"properties": {"event": without_run}}, "else": {"required": ["seq"]}},
             *(
-                {"if": {"properties": {"event": {"const": kind}}}, "then": {"required": list(fields)}}
+                {"if": {"properties": {"event": {"const": kind}}}, "then": _then(kind, fields)}
                 for kind, fields in EVENT_FIELDS.items()
             ),
         ],
         "additionalProperties": True,
     }
+
+
+def _then(kind: str, fields: tuple[str, ...]) -> Schema:
+    at_times = {"properties": _AT_TIMES[kind]} if kind in _AT_TIMES else {}
+    return {"required": list(fields), **at_times}
 
 
 _JOB_LOG_FIELDS: dict[str, tuple[str, ...]] = {

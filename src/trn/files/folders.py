@@ -77,23 +77,31 @@ def sweep(folder: Path) -> list[str]:
     """Remove what crashed writers left in `folder` (not below it); returns the names. The caller holds its lock."""
     if not folder.is_dir():
         return []
-    left = [name for name in sorted(os.listdir(folder)) if name.startswith(".") and TEMP_MARK in name]
+    left = [name for name in sorted(os.listdir(folder)) if _is_left(name)]
     for name in left:
         remove(folder / name)
     return left
 
 
+def _is_left(name: str) -> bool:
+    return name.startswith(".") and TEMP_MARK in name
+
+
 def foreign(folder: Path) -> str | None:
     """What in a folder of ours was not made by us, in words: a link, a pipe, a device; None when all is plain.
 
-    A journal or lock with a second name is foreign too: to write to it would be to write somewhere else.
+    A journal or lock with a second name is foreign too: to write to it would be to write somewhere else. What is in a
+    folder that a crashed writer was filling does not matter: it is swept, and read by nobody.
     """
     if folder.is_symlink():
         return f"{folder.name} is a symbolic link."
     for here, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = Path(here, name)
-            status = path.lstat()
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # of a writer who is at work
+                continue
             relative = path.relative_to(folder)
             if stat.S_ISLNK(status.st_mode):
                 return f"{relative} is a symbolic link."
@@ -101,6 +109,7 @@ def foreign(folder: Path) -> str | None:
                 return f"{relative} is no plain file."
             if status.st_nlink > 1 and (name == ".lock" or name.endswith(".jsonl")) and stat.S_ISREG(status.st_mode):
                 return f"{relative} has a second name elsewhere."
+        folders[:] = [name for name in folders if not _is_left(name)]
     return None
 
 

@@ -1,24 +1,25 @@
-"""What is due after a step, besides the next one: evaluation, samples, checkpoints."""
+"""What is due after a step, besides the next one: evaluation, samples, checkpoints. How one is taken: see saving."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trn.checkpoint import rng
-from trn.checkpoint.saver import Moment
-from trn.errors import NumericalInstability, TrainerError, TrnError
+from trn.errors import NumericalInstability, TrainerError
 from trn.files import write_atomic
 from trn.gates import Verdict, after_validation, build_epoch_metadata
+from trn.loop.control import falls_due
 from trn.loop.evaluation import call_evaluate, enter_settled, epoch_of, metrics_of
+from trn.loop.hooks import call_hook
 from trn.loop.seeds import derived_seed
 from trn.loop.verdicts import is_used_up, report_refusal, rules_of, tell_reports
 from trn.provenance.process import clean_name, clean_sample
-from trn.records import Json, deterministic_part
+from trn.records import Json
 from trn.spec.plan_model import Plan
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from trn.loop.progress import Progress
 
 __all__ = [
-    "call_hook",
-    "checkpoint",
     "epoch_metadata",
     "epoch_of",
     "every",
@@ -57,12 +56,15 @@ def is_evaluation_due(plan: Plan, progress: Progress) -> bool:
 
 
 def is_checkpoint_due(plan: Plan, progress: Progress) -> bool:
-    """By cadence, for a new best, for an epoch's artifact, and after the last step of the budget."""
+    """By cadence, for a new best, for an epoch's artifact, and after the last step of the budget.
+
+    One that its cadence asks for can be held back by the step, see trn.loop.control.
+    """
     step = progress.step
     if is_delayed(plan, step):
         return is_used_up(plan, progress)
     return (
-        every(plan.checkpoint.every_steps, step)
+        falls_due(plan.checkpoint.every_steps, progress, since=plan.checkpoint.save_delay_steps)
         or progress.best_step == step
         or every(plan.checkpoint.every_epochs * plan.budget.steps_per_epoch, step)
         or is_used_up(plan, progress)
@@ -82,21 +84,6 @@ def is_settled(plan: Plan, progress: Progress) -> bool:
 def every(cadence: int, step: int) -> bool:
     """Whether something with this cadence is due after the step; a cadence of 0 is never due."""
     return cadence > 0 and step % cadence == 0
-
-
-def call_hook(parts: Parts, name: str, hook: Callable[[], Any]) -> Any:
-    """What the hook gives. Raises TrainerError for whatever its code raises, Stopped at a second SIGINT."""
-    try:
-        with parts.stop.breaking_off():
-            return hook()
-    except TrainerError as error:
-        error.where = error.where or f"{name} at step {parts.ctx.step}"
-        raise
-    except (TrnError, MemoryError):
-        raise
-    except BaseException as error:
-        said = " ".join(str(error).split())  # one line, whatever it has
-        raise TrainerError(f"{type(error).__name__}: {said}", where=f"{name} at step {parts.ctx.step}") from error
 
 
 def settle(parts: Parts, progress: Progress) -> Verdict | None:
@@ -127,7 +114,9 @@ def settle(parts: Parts, progress: Progress) -> Verdict | None:
             call_hook(parts, "evaluated", lambda: evaluated(metrics, parts.state, parts.ctx))
         tell_reports(parts.events, step, parts.ctx._reported())
     if progress.settled != step:
-        if every(plan.sample_every, step) or (plan.sample_every and is_used_up(plan, progress)):
+        if plan.sample_every and (
+            falls_due(plan.sample_every, progress, is_last=verdict is not None) or is_used_up(plan, progress)
+        ):
             _sample(parts, step)
             parts.watchdog.step_ended()
         if ends_epoch:
@@ -148,39 +137,6 @@ def epoch_metadata(parts: Parts, progress: Progress) -> Json:
         optimizer_state_sha=None,
         tokens_seen=progress.tokens_seen,
         cross_entropy=rules_of(parts.plan).is_cross_entropy,
-    )
-
-
-def checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
-    """Take the whole state now; it is committed beside the loop."""
-    with parts.pulse.during("save"):
-        _checkpoint(parts, progress, last_line)
-
-
-def _checkpoint(parts: Parts, progress: Progress, last_line: Json) -> None:
-    streams = rng.capture()
-    try:
-        state = call_hook(parts, "state_dict", lambda: parts.trainer.state_dict(parts.state))
-    except NumericalInstability as error:
-        report_refusal(parts.events, error, [])
-        raise
-    rng.restore(streams)  # a hook that draws must not make a run depend on how often it is saved
-    if not isinstance(state, dict):
-        raise TrainerError(
-            f"expected a dict, found {type(state).__name__}.", where=f"state_dict at step {progress.step}"
-        )
-    parts.saver.save(
-        state,
-        Moment(
-            step=progress.step,
-            epoch=epoch_of(parts.plan, progress.step),
-            metrics=deterministic_part(last_line),
-            journal={log.path.name: log.position for log in (parts.metrics, parts.val_metrics)},
-            progress=progress.to_json(),
-            rng=parts.agreement.gather(streams),
-            best_step=progress.best_step,
-            epoch_metadata=epoch_metadata(parts, progress) if is_artifact_due(parts.plan, progress) else None,
-        ),
     )
 
 

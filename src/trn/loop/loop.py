@@ -19,8 +19,6 @@ from trn.loop.agreement import Agreement
 from trn.loop.batches import Batches
 from trn.loop.beats import Beats
 from trn.loop.cadences import (
-    call_hook,
-    checkpoint,
     epoch_metadata,
     epoch_of,
     every,
@@ -29,9 +27,13 @@ from trn.loop.cadences import (
     is_settled,
     settle,
 )
+from trn.loop.control import asked_of, checked_control, pause
+from trn.loop.debug import debug_fields
+from trn.loop.hooks import call_hook
 from trn.loop.lines import finite_metrics, step_line
 from trn.loop.progress import Progress
 from trn.loop.pulse import Pulse
+from trn.loop.saving import checkpoint
 from trn.loop.stop import StopRequest
 from trn.loop.verdicts import (
     announce_verdict,
@@ -46,7 +48,7 @@ from trn.loop.verdicts import (
 from trn.ranks.watchdog import Watchdog
 from trn.records import Json, deterministic_part
 from trn.spec.plan_model import Plan
-from trn.trainer import Context, Control, StepResult, Trainer
+from trn.trainer import Context, StepResult, Trainer
 from trn.trainer.scaling import ScaleOverflow
 
 if TYPE_CHECKING:
@@ -92,7 +94,8 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
             batch  = transform(feed.next())           none left -> data_exhausted
             result = train_step(prepare_batch(batch)) not finite -> the batch is left out, or numerical_instability
             one line to the journal                   the step is made
-            evaluate, sample, checkpoint              where due
+            evaluate, sample, checkpoint              where due, and not held back by the step
+            wait                                      where the step asks for it
         checkpoint, unless a gate found damage; wait for it
 
     `last_line` is the last line of train_metrics.jsonl, `{}` before the first step. Raises what the gates, the
@@ -139,12 +142,17 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
             leave_out(parts, progress, raw, error, streams)
             verdict = settle(parts, progress)
             continue
-        metrics = _finite(parts, step, result, raw)
+        metrics, control = _finite(parts, step, result, raw), result.control
         tokens_seen = progress.tokens_seen if result.tokens is None else (progress.tokens_seen or 0) + result.tokens
         ended_s = time.perf_counter()
         busy = None if pulse.gpu is None else pulse.gpu_util_pct(ended_s)
         wall_s, waited_s, busy = parts.agreement.step_made(
-            step, metrics, result.tokens, ended_s - began_s, got_s - began_s, busy
+            step,
+            metrics if control is None else metrics | asked_of(control),
+            result.tokens,
+            ended_s - began_s,
+            got_s - began_s,
+            busy,
         )
         line = step_line(
             *(step, epoch, metrics, result.tokens, raw.batch_rows),
@@ -163,14 +171,17 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
         tally = EpochTally() if every(plan.budget.steps_per_epoch, step - 1) else progress.tally
         progress.tally = tally.with_step(last_line["train_loss"], last_line["grad_norm"], wall_s)
         progress.step, progress.cursor, progress.tokens_seen = step, raw.next_cursor, tokens_seen
+        progress.held_back = progress.held_back + 1 if progress.holds_back else 0
+        progress.holds_back = control is not None and control.skip_cadence_emit
         parts.watchdog.step_ended()
         pulse.ended_s, pulse.waited_s = ended_s, waited_s
         pulse.waited_total_s += waited_s
         if step == begun + 1:
             pulse.mark("first_step_end")
 
-        if every(plan.metric_every, step) and not (result.control and result.control.skip_cadence_emit):
-            events.emit("metric", **deterministic_part(last_line))
+        if every(plan.metric_every, step) and not progress.holds_back:
+            told = deterministic_part(last_line)
+            events.emit("metric", **(told if result.debug is None else told | _debug(parts, step, result, last_line)))
         if ended_s >= beats.due_s:
             beats.beat(step, ended_s)
         verdict = settle(parts, progress) or verdict
@@ -178,21 +189,14 @@ def train(parts: Parts, progress: Progress, last_line: Json) -> Ending:
             checkpoint(parts, progress, last_line)
             parts.watchdog.step_ended()  # it may have waited for the one before
             saved = step
-        if result.control and result.control.backoff_seconds:
-            _pause(parts, result.control.backoff_seconds)
+        if control is not None and control.backoff_seconds and verdict is None and not is_used_up(plan, progress):
+            pause(parts, control.backoff_seconds)
 
     if verdict is None and is_used_up(plan, progress) and is_settled(plan, progress):
         verdict = verdict_at_end(plan, progress)
     parts.watchdog.steps_are_over()
     pulse.begin("train_end")
     return end(parts, progress, last_line, verdict, is_saved=saved == progress.step)
-
-
-def _pause(parts: Parts, seconds: float) -> None:
-    end_s = time.monotonic() + seconds
-    while (left_s := end_s - time.monotonic()) > 0 and not parts.stop.requested():
-        parts.watchdog.step_ended()
-        parts.stop.wait(min(left_s, 1.0))
 
 
 def take_up(parts: Parts, progress: Progress) -> Verdict | None:
@@ -278,14 +282,16 @@ def make_step(parts: Parts, batch: Any, streams: Any) -> StepResult:
         ctx.report("loss_scale", scale=scale)
     where = f"step {ctx.step}"
     metrics, control = getattr(result, "metrics", None), getattr(result, "control", None)
+    debug = getattr(result, "debug", None)
     if metrics is not None and not isinstance(metrics, Mapping):
         found = type(metrics).__name__
         raise TrainerError(f"the metrics of a StepResult are numbers by name; found {found}.", where=where)
     if metrics is None:
         raise TrainerError(f"train_step returned {type(result).__name__}; expected a StepResult.", where=where)
-    if not (control is None or isinstance(control, Control)):
-        raise TrainerError(f"control is a {type(control).__name__}; expected a Control.", where=where)
-    return StepResult(metrics, control=control, tokens=_whole(getattr(result, "tokens", None), where))
+    if not (debug is None or isinstance(debug, Mapping)):
+        raise TrainerError(f"debug is a {type(debug).__name__}; expected a mapping of JSON values.", where=where)
+    control = None if control is None else checked_control(control, where)
+    return StepResult(metrics, debug, control, _whole(getattr(result, "tokens", None), where))
 
 
 def _whole(tokens: Any, where: str) -> int | None:
@@ -296,6 +302,15 @@ def _whole(tokens: Any, where: str) -> int | None:
     if number is not None and number < 0:
         raise TrainerError(f"tokens is {tokens!r}; expected a whole number, or None.", where=where)
     return number
+
+
+def _debug(parts: Parts, step: int, result: StepResult, line: Json) -> Json:
+    """What the event of the step has besides its line: as JSON, where the trainer said something. Rank 0's."""
+    debug = result.debug
+    if debug is None or parts.ctx.rank:
+        return {}
+    fields: Json = call_hook(parts, "debug", lambda: debug_fields(step, debug, line))
+    return fields
 
 
 def announce(saver: Saver, events: EventLog) -> int:

@@ -32,19 +32,28 @@ class Progress:
     """All that the gates remember."""
     tally: EpochTally = field(default_factory=EpochTally)
     """The steps of the epoch under way; at the end of an epoch, of the one that is over."""
+    holds_back: bool = False
+    """Whether the current step asked for no emission; what its cadences owe then comes later, see trn.loop.control."""
+    held_back: int = 0
+    """How many steps in a row directly before it did."""
 
     def to_json(self) -> Json:
-        return {**asdict(self), "cursor": None if self.cursor is None else self.cursor.to_json()}
+        value = {**asdict(self), "cursor": None if self.cursor is None else self.cursor.to_json()}
+        return {key: one for key, one in value.items() if one or key not in _LEFT_OUT}
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
         """Raises JsonError for missing, unknown or ill-typed fields."""
+        value = {**_LEFT_OUT, **value}
         if set(value) != set(cls.__dataclass_fields__):
             raise JsonError("progress: its keys are not those of this version")
-        numbers = (value["step"], value["settled"], 0 if value["tokens_seen"] is None else value["tokens_seen"])
+        tokens_seen = 0 if value["tokens_seen"] is None else value["tokens_seen"]
+        numbers = (value["step"], value["settled"], tokens_seen, value["held_back"])
         records = (value["cursor"], value["best"], value["validation"])
-        if not all(type(one) is int and one >= 0 for one in numbers) or not all(
-            one is None or isinstance(one, dict) for one in records
+        if (
+            not all(type(one) is int and one >= 0 for one in numbers)
+            or not all(one is None or isinstance(one, dict) for one in records)
+            or type(value["holds_back"]) is not bool
         ):
             raise JsonError("progress: a field is of the wrong type")
         parts = {"gates": GateState.from_json(value["gates"]), "tally": EpochTally.from_json(value["tally"])}
@@ -54,3 +63,7 @@ class Progress:
     @property
     def best_step(self) -> int | None:
         return None if self.best is None else int(self.best["step"])
+
+
+_LEFT_OUT: Json = {"holds_back": False, "held_back": 0}
+"""Keys that are not there where they say nothing, as in all checkpoints of runs that hold nothing back."""

@@ -30,13 +30,17 @@ def apply_state(plan: Plan, meta: CheckpointMeta, trainer: Trainer, state: Any, 
 def apply_payload(
     plan: Plan, meta: CheckpointMeta, payload: dict[str, Any], trainer: Trainer, state: Any, ctx: Context
 ) -> None:
-    """Give the trainer its state back, then every random stream. Raises ResumeRefused when a part is missing."""
+    """Give the trainer its state back, with its own folder where there is one, then every random stream.
+
+    Raises ResumeRefused when a part is missing.
+    """
     where = f"checkpoints/{meta.file}"
     try:
         missing = {"trainer", "progress", "rng"} - set(payload)
         if missing or payload["progress"] != meta.progress or not payload["rng"]:
             raise ResumeRefused("its parts and its meta do not fit together.", where=where)
         trainer.load_state_dict(state, payload["trainer"], ctx)
+        _load_own_folder(plan, meta, payload["trainer"], trainer, state, ctx)
         if ctx.rank < len(payload["rng"]):
             rng.restore(payload["rng"][ctx.rank])
         else:  # a rank that the run did not have so far
@@ -45,6 +49,26 @@ def apply_payload(
         raise
     except Exception as error:  # whatever a trainer may do with it
         raise cannot_load(meta, error) from error
+
+
+def _load_own_folder(
+    plan: Plan, meta: CheckpointMeta, given: dict[str, Any], trainer: Trainer, state: Any, ctx: Context
+) -> None:
+    """Give the trainer the folder that its `save_checkpoint` wrote, where the checkpoint has one.
+
+    A checkpoint of code that did not have the hooks yet has none, and nothing is asked.
+    """
+    if meta.folder is None:
+        return
+    folder = Path(plan.run_dir) / "checkpoints" / meta.folder
+    hook: Any = getattr(trainer, "load_checkpoint", None)
+    if not callable(hook):
+        raise ResumeRefused(
+            f"it was saved by a trainer with `save_checkpoint`, and {plan.trainer.name!r} has no `load_checkpoint`.",
+            where=f"checkpoints/{meta.folder}",
+            hint="Give the trainer both hooks back.",
+        )
+    hook(state=state, checkpoint_dir=folder, payload=given, ctx=ctx)
 
 
 def cannot_load(meta: CheckpointMeta, error: Exception) -> ResumeRefused:

@@ -2,9 +2,10 @@
 
     origin ──plan, checkpoint: verified──> contract ──> the fork's plan ──filled aside──rename──> a new run, resumed
 
-The new folder has the checkpoint and the best one before it, the metrics up to it, the epochs that were over, and
-`reports/forked_from.json`. All are copies, hashed again as they are written: no file ever belongs to two runs. The
-events begin anew. The lock of the other run is not taken: what goes or changes meanwhile refuses the fork.
+The new folder has the checkpoint and the best one before it, with the trainer's own folders of both, the metrics up to
+it, the epochs that were over, and `reports/forked_from.json`. All are copies, hashed again as they are written: no file
+ever belongs to two runs. The events begin anew. The lock of the other run is not taken: what goes or changes meanwhile
+refuses the fork.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trn.checkpoint.epochs import listed_epochs, metadata_name, weights_name
-from trn.checkpoint.meta import checkpoint_name, meta_name
+from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, meta_name
 from trn.errors import ResumeRefused, Stopped, StorageError, UsageError
-from trn.files import Note, atomic_file, free_bytes, link_atomic, write_atomic
+from trn.files import Note, atomic_file, free_bytes, link_atomic, make_folder, write_atomic
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
 from trn.loop.verdicts import is_used_up
@@ -123,10 +124,12 @@ def copy_state(origin: Origin, plan: Plan, job_id: str, go_on: Callable[[], None
 
     `go_on` is asked between two chunks, and raises where the user does not want to wait any longer.
     """
-    _require_space(staged, sum(one.meta.size_bytes for one in origin.taken))
+    own_files = sum(file["size_bytes"] for one in origin.taken for file in one.meta.files or ())
+    _require_space(staged, own_files + sum(one.meta.size_bytes for one in origin.taken))
     for one in origin.taken:
         meta = one.meta
         _require_same(meta.file, _copy(one.weights, staged / "checkpoints" / meta.file, go_on), meta.sha256)
+        _copy_folder(origin, meta, staged / "checkpoints", go_on)
         own = replace(meta, run_id=plan.run_id, job_id=job_id, plan_fingerprint=plan.fingerprint)
         write_atomic(staged / "checkpoints" / meta_name(meta.step), own.to_bytes())
     for name, position in origin.meta.positions().items():
@@ -134,6 +137,15 @@ def copy_state(origin: Origin, plan: Plan, job_id: str, go_on: Callable[[], None
         digest = _copy(log, staged / "reports" / name, go_on, size_bytes=position.offset)
         _require_same(name, digest, position.sha256)
     _copy_epochs(origin, plan, staged / "checkpoints", go_on)
+
+
+def _copy_folder(origin: Origin, meta: CheckpointMeta, target: Path, go_on: Callable[[], None]) -> None:
+    """The trainer's own folder beside the checkpoint, where it has one."""
+    for file in meta.files or ():
+        name = f"{meta.folder}/{file['path']}"
+        place = target / name
+        make_folder(place.parent)
+        _require_same(name, _copy(open_file(origin.run_dir / "checkpoints" / name), place, go_on), file["sha256"])
 
 
 def _copy_epochs(origin: Origin, plan: Plan, target: Path, go_on: Callable[[], None]) -> None:

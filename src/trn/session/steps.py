@@ -18,10 +18,11 @@ from trn.errors import DataExhausted, NumericalInstability, UsageError
 from trn.feed import RawBatch
 from trn.gates import EpochTally, Verdict, after_step
 from trn.loop.beats import Beats
-from trn.loop.cadences import checkpoint, is_checkpoint_due, is_settled, settle
+from trn.loop.cadences import is_checkpoint_due, is_settled, settle
 from trn.loop.lines import finite_metrics, step_line
 from trn.loop.loop import Ending, Parts, announce, end, take_up
 from trn.loop.progress import Progress
+from trn.loop.saving import checkpoint
 from trn.loop.verdicts import is_used_up, report_readings, report_refusal, rules_of, tell_reports, verdict_at_end
 from trn.records import Json, deterministic_part
 from trn.spec.plan_model import Plan

@@ -25,6 +25,7 @@ __all__ = [
     "differences",
     "epoch_artifacts",
     "final_payload",
+    "own_files",
     "first_difference",
     "lines",
 ]
@@ -92,6 +93,12 @@ def final_payload(run_dir: Path) -> dict[str, Any]:
     return payload
 
 
+def own_files(run_dir: Path) -> list[Json]:
+    """What the newest checkpoint says of the folder that the trainer's `save_checkpoint` wrote; empty without one."""
+    folder = run_dir / "checkpoints"
+    return CheckpointMeta.read(folder / meta_name(listed_steps(folder)[0])).files or []
+
+
 def epoch_artifacts(run_dir: Path) -> dict[str, Json]:
     """File name -> the metadata of an epoch, but for its time."""
     found = {path.name: read_json(path) for path in sorted((run_dir / "checkpoints").glob("epoch-*.metadata.json"))}
@@ -107,6 +114,7 @@ def _parts(expected: Path, found: Path) -> Iterator[tuple[str, Any, Any]]:
             yield f"{name}, step {one.get('step')}", one, other
         yield f"{name}, steps", [one.get("step") for one in ours], [one.get("step") for one in theirs]
     yield "the newest checkpoint", final_payload(expected), final_payload(found)
+    yield "its folder", own_files(expected), own_files(found)
     yield "epochs", epoch_artifacts(expected), epoch_artifacts(found)
     yield "samples", _samples(expected), _samples(found)
     yield "outcome.json", _outcome(expected), _outcome(found)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from trn.feed import Dataset, read_sequential
-from trn.testing.compare import final_payload, first_difference, lines
+from trn.testing.compare import final_payload, first_difference, lines, own_files
 from trn.testing.promise import BrokenPromise, breaks
 from trn.testing.promises import is_restored
 from trn.testing.steps import Ran, bad_batch, go_on, start_run
@@ -64,6 +64,11 @@ def _on_one_batch(subject: Subject) -> Workspace:
     rows = next(iter(read_sequential(Dataset.from_json(part.data), part.columns, part.batch_size)))
     return space.over(pa.Table.from_batches([rows]), "first_batch.parquet", batch_size=rows.num_rows)
 
+
+_SAME_FILES = (
+    "Let load_checkpoint give back all that save_checkpoint wrote, and write nothing that a clock or a name of its own"
+    " is in."
+)
 
 _LAST = 3
 """So many last losses are averaged: dropout makes one of them uneven."""
@@ -149,3 +154,5 @@ def _same(promise: str, expected: Path, found: Path, *, meaning: str, hint: str,
     if parts:
         ends = [{part: end[part] for part in parts} for end in ends]
     breaks(promise, first_difference(ends[0], ends[1]), where="the state at the end", meaning=meaning, hint=hint)
+    written = first_difference(own_files(expected), own_files(found))
+    breaks(promise, written, where="what save_checkpoint wrote at the end", meaning=meaning, hint=_SAME_FILES)

@@ -7,7 +7,7 @@ saved (checkpoint).
     raw batch ──prepare_batch──> batch ──train_step──> StepResult        state_dict <──> load_state_dict
 """
 
-from trn.trainer.contract import HOOKS, Context, Control, StepResult, Trainer
+from trn.trainer.contract import HOOKS, Context, Control, SampleRequest, StepResult, Trainer
 from trn.trainer.exporting import Export, has_export
 from trn.trainer.loading import load_trainer
 from trn.trainer.schedules import lr_at
@@ -19,6 +19,7 @@ __all__ = [
     "Control",
     "Export",
     "NoParams",
+    "SampleRequest",
     "Step",
     "StepResult",
     "TorchState",

@@ -10,9 +10,14 @@
 A trainer may say more of itself: `columns`, `Params`, `counts`, `honours` (which keys of the spec it obeys),
 `cross_entropy` and `vocab_size` (what its val_loss is, see docs/gates.md).
 
-Optional: `evaluate(batches, state, ctx) -> metrics`, `sample(state, ctx) -> {name: text or bytes}`,
-`export(batch, state, ctx) -> Export` (see `exporting`), and a seventh hook before `prepare_batch`, which is then given
-what it returned:
+Optional: `evaluate(batches, state, ctx) -> metrics`, `sample(state, ctx) -> {name: text or bytes}` (of what: see
+`ctx.sample_requests`), `export(batch, state, ctx) -> Export` (see `exporting`); for files of its own beside a
+checkpoint, both or none of
+
+    save_checkpoint(state, step, output_dir, final, ctx) -> mapping or None     rank 0's, called by name
+    load_checkpoint(state, checkpoint_dir, payload, ctx)                        after load_state_dict, called by name
+
+and a seventh hook before `prepare_batch`, which is then given what it returned:
 
     transform(raw_batch, ctx) -> anything       the heavy part of preparing, which `dataset.workers` can take over
 
@@ -33,6 +38,7 @@ import numpy as np
 
 from trn.errors import TrainerError
 from trn.ranks.group import Alone, Group
+from trn.trainer.samples import SampleRequest, sample_requests
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,14 +46,17 @@ if TYPE_CHECKING:
 
     from trn.spec.plan_model import Plan
 
-__all__ = ["HOOKS", "Context", "Control", "StepResult", "Trainer"]
+__all__ = ["HOOKS", "Context", "Control", "SampleRequest", "StepResult", "Trainer"]
 
 HOOKS = ("setup", "configure", "prepare_batch", "train_step", "state_dict", "load_state_dict")
 
 
 @dataclass(frozen=True)
 class Control:
-    """What a step asks of the loop: no metric event this time, or a pause of so many seconds after it."""
+    """What a step asks of the loop: to hold back its metric event, sample and checkpoint, or a pause after it.
+
+    A sample or checkpoint that was due comes after the next step that does not ask for this.
+    """
 
     skip_cadence_emit: bool = False
     backoff_seconds: float | None = None
@@ -58,6 +67,7 @@ class StepResult:
     """What one optimizer step reports.
 
     `metrics` are finite numbers or 0-d tensors; `loss` and `learning_rate` are accepted for `train_loss` and `lr`.
+    `debug` is shown in the step's metric event, as far as it has 16 kB: JSON values, of which nothing is computed.
     `tokens` is how many tokens the step consumed over all ranks, None where tokens mean nothing.
     """
 
@@ -95,6 +105,7 @@ class Context:
     `report(about, **fields)` has the journal tell something, once training begins or the step is made; rank 0's.
     `tensors(raw_batch)` gives its columns as tensors, without a copy where the layout allows; `tensors(raw_batch,
     names)` only these, where others (strings, images) stay in Arrow.
+    `sample_requests` are the samples that the spec asks for, with their seeds; empty where it leaves that open.
 
     In a worker the device is the CPU, and there is no step: `step`, `epoch` and `lr_factor` raise TrainerError.
     """
@@ -157,6 +168,15 @@ class Context:
     @property
     def samples_dir(self) -> Path:
         return self.run_dir / "samples"
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The files of the spec's `inputs`, by their names; each is the one whose digest stands in the plan."""
+        return {one.name: Path(one.path) for one in self.plan.inputs}
+
+    @property
+    def sample_requests(self) -> tuple[SampleRequest, ...]:
+        return sample_requests(self.plan)
 
     def report(self, about: str, /, **fields: Any) -> None:
         """Let the journal have a `note` of this, once training begins or the step is made. Fields are JSON values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trn.checkpoint.folder import folder_name
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name, reject_reason
 from trn.errors import ResumeRefused, TrnError, VerificationFailed
 from trn.files import foreign, sha256_file
@@ -114,7 +115,7 @@ def _events(run: Run) -> Iterator[Finding]:
 
 
 def _checkpoints(run: Run) -> Iterator[Finding]:
-    """Every committed checkpoint: its meta, size, hash, and the metrics that it saw."""
+    """Every committed checkpoint: its meta, size, hash, the trainer's own folder, and the metrics that it saw."""
     steps = listed_steps(run.checkpoints)
     for step in steps:
         meta = _read_meta(run, step)
@@ -122,9 +123,12 @@ def _checkpoints(run: Run) -> Iterator[Finding]:
             yield Finding(f"checkpoints/{meta_name(step)}", meta)
             continue
         reason = reject_reason(run.checkpoints, meta, lineage=run.plan.lineage, reports=run.reports)
-        yield Finding(f"checkpoints/{meta.file}: {meta.size_bytes:,} bytes, sha256 {meta.sha256[:12]}", reason)
-    committed = {checkpoint_name(step) for step in steps}
-    for path in sorted(run.checkpoints.glob("step-*.pt")):
+        own = "" if meta.files is None else f", {len(meta.files)} files of the trainer's own"
+        yield Finding(f"checkpoints/{meta.file}: {meta.size_bytes:,} bytes, sha256 {meta.sha256[:12]}{own}", reason)
+        if meta.files is None and (run.checkpoints / folder_name(step)).exists():
+            yield Finding(f"checkpoints/{folder_name(step)}", "the meta of its step lists no files")
+    committed = {name for step in steps for name in (checkpoint_name(step), folder_name(step))}
+    for path in sorted((*run.checkpoints.glob("step-*.pt"), *run.checkpoints.glob("step-*.files"))):
         if path.name not in committed:
             yield Finding(f"checkpoints/{path.name}: not committed, left by a crash; the next job removes it")
 
