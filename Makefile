@@ -42,6 +42,7 @@ bench: setup ## what we claim about speed, a quarter of an hour; BENCH=--quick: 
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/jobs.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sinks.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/feed.py $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/handover.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/export.py $(BENCH)
 
 docs: setup ## write what of the docs follows from the code; a test says when it is due

@@ -28,7 +28,7 @@ from trn.feed import (
     open_cache,
     open_dataset,
 )
-from trn.feed.cache import find_cache, verify_cache
+from trn.feed.cache import find_cache, find_cache_at, open_cache_at, verify_cache
 from trn.feed.manifest import write_manifest
 from trn.feed.order import Remainder
 from trn.feed.tensors import to_tensors
@@ -300,3 +300,32 @@ def test_a_cache_leaves_alone_what_is_not_its_own(tmp_path: Path) -> None:
     make_cache(open_dataset([str(path)], columns=None), ["x"], folder)
     assert (folder / ".packed.tmp-123").is_dir()
     assert (folder / ".dataset.json.tmp-9").read_text() == "under way"
+
+
+@pytest.mark.parametrize("columns", [["name"], ["pair", "id"], ["name", "id", "pair"]])
+def test_a_file_that_is_handed_over_gives_some_of_its_columns_in_any_order(
+    write: WriteParquet, folder: Path, columns: list[str]
+) -> None:
+    path = write("a.parquet", [5, 3, 6])
+    whole = open_dataset([path], columns=None)
+    made = make_cache(whole, list(whole.columns), folder)
+    dataset = open_dataset([path], columns=columns)
+    assert find_cache_at(made.path, dataset, columns) == made
+    mapped = open_cache_at(made.path, dataset, columns)
+    assert all(address and size_bytes for _, address, size_bytes in mapped.places())
+    with_cache = Feed(dataset, order_of(dataset), columns, Cursor(), cache=mapped)
+    assert content(with_cache) == content(Feed(dataset, order_of(dataset), columns, Cursor()))
+
+
+def test_a_file_that_is_handed_over_is_that_of_the_data_or_refused(write: WriteParquet, folder: Path) -> None:
+    path = write("a.parquet", [5, 3, 6])
+    dataset = open_dataset([path], columns=COLUMNS)
+    made = make_cache(dataset, COLUMNS[:2], folder)
+    with pytest.raises(DataError, match='it has no column "name" of type string'):
+        open_cache_at(made.path, dataset, COLUMNS)
+    for nowhere in (Path("/"), folder, made.path.with_suffix(""), made.path.with_suffix(".parquet")):
+        with pytest.raises(DataError):
+            open_cache_at(nowhere, dataset, COLUMNS[:2])
+    other = open_dataset([write("b.parquet", [5, 3, 7])], columns=COLUMNS)
+    with pytest.raises(DataError, match="not decoded from the data of this run"):
+        open_cache_at(made.path, other, COLUMNS[:2])

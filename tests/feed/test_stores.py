@@ -274,6 +274,7 @@ def test_a_store_that_refuses_is_one_line_without_the_secret(s3: S3) -> None:
             assert "word-of-somebody" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_is_an_error_soon(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trn.feed.stores.REQUEST_S", 1)
     with pytest.raises(DataError, match=r"does not give it: .*connect"):
@@ -282,6 +283,7 @@ def test_a_store_that_does_not_answer_is_an_error_soon(s3: S3, monkeypatch: pyte
         open_dataset(["gs://data/a.parquet?endpoint_override=127.0.0.1:9&scheme=http&anonymous=true"], columns=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["s3://data/a.parquet?endpoint_override={}&scheme=http", "http://{}/a.parquet"])
 def test_a_store_that_says_nothing_is_an_error_too(s3: S3, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     for place in ("stores.CONNECT_S", "stores.REQUEST_S", "stores_fsspec.CONNECT_S", "stores_fsspec.REQUEST_S"):

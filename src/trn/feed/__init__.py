@@ -15,7 +15,7 @@ saved.
 """
 
 from trn.feed.blocks import BlockReader
-from trn.feed.cache import Cache, has_cache, make_cache, open_cache
+from trn.feed.cache import Cache, find_cache_at, has_cache, make_cache, open_cache, open_cache_at
 from trn.feed.dataset import DataFile, Dataset, check_unchanged, open_dataset
 from trn.feed.feed import Feed, RawBatch, read_sequential
 from trn.feed.manifest import open_manifest, write_manifest
@@ -38,9 +38,11 @@ __all__ = [
     "RawBatch",
     "Span",
     "check_unchanged",
+    "find_cache_at",
     "has_cache",
     "make_cache",
     "open_cache",
+    "open_cache_at",
     "open_dataset",
     "open_manifest",
     "read_sequential",

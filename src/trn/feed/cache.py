@@ -2,6 +2,7 @@
 
     Dataset, columns -> KEY -> FOLDER/KEY.arrow, then FOLDER/KEY.json  (make_cache, under FOLDER/.trn-cache.lock)
     FOLDER/KEY.json -> sizes, schema and rows compared -> MappedRows           (open_cache, no lock)
+    KEY.arrow, as it was handed over -> the same, some columns of it -> MappedRows            (open_cache_at, no lock)
 
 The manifest is written last: without it, or where it does not fit, nothing is used. The key stands for the columns and
 the content of the data set, so one folder holds the caches of many. Content is the fingerprint and, since files of one
@@ -31,10 +32,12 @@ __all__ = [
     "CACHE_VERSION",
     "Cache",
     "find_cache",
+    "find_cache_at",
     "has_cache",
     "has_manifest",
     "make_cache",
     "open_cache",
+    "open_cache_at",
     "verify_cache",
 ]
 
@@ -67,7 +70,11 @@ class Cache:
 
 
 def _key(dataset: Dataset, columns: Sequence[str]) -> str:
-    return sha256_json({"columns": _columns(dataset, columns), "content": _content(dataset)})[:32]
+    return _key_of(_columns(dataset, columns), dataset)
+
+
+def _key_of(columns: list[dict[str, str]], dataset: Dataset) -> str:
+    return sha256_json({"columns": columns, "content": _content(dataset)})[:32]
 
 
 def _content(dataset: Dataset) -> str:
@@ -97,32 +104,73 @@ def has_manifest(dataset: Dataset, columns: Sequence[str], folder: Path) -> bool
 
 def find_cache(dataset: Dataset, columns: Sequence[str], folder: Path) -> Cache:
     """The cache of these columns of a data set. Raises DataError: there is none, or not one that is whole."""
-    key = _key(dataset, columns)
-    manifest, path = folder / f"{key}.json", folder / f"{key}.arrow"
-    try:
-        found = fields(read_json(manifest), "cache", _TOP)
-        if sha256_json({name: value for name, value in found.items() if name != "sha256"}) != found["sha256"]:
-            raise JsonError("sha256: it is not the digest of the other fields")
-        size_bytes = path.stat().st_size
-    except FileNotFoundError as error:
+    path = folder / f"{_key(dataset, columns)}.arrow"
+    found = _manifest_of(path)
+    if found is None:
         raise DataError(
             "there is no cache of this data set and these columns.",
             where=str(folder),
             hint="Make it with `trn data cache`.",
-        ) from error
+        )
+    if not _is_of(found, dataset) or found["columns"] != _columns(dataset, columns):
+        raise _damaged(folder / f"{path.stem}.json", "it describes another data set or version")
+    return _whole(found, path)
+
+
+def find_cache_at(path: Path, dataset: Dataset, columns: Sequence[str]) -> Cache:
+    """The cache that this very file is: of this data set, with these columns and perhaps more.
+
+    Raises DataError: it is not there, not whole, of other data, or lacks a column.
+    """
+    found = _manifest_of(path)
+    if found is None:
+        raise DataError("there are no decoded data.", where=str(path), hint="Decode them again, with `trn data cache`.")
+    if not _is_of(found, dataset) or path.name != f"{_key_of(found['columns'], dataset)}.arrow":
+        raise DataError(
+            "it was not decoded from the data of this run, as they are now.",
+            where=str(path),
+            hint="Decode them again, with `trn data cache`.",
+        )
+    for column in _columns(dataset, columns):
+        if column not in found["columns"]:
+            raise DataError(
+                f'it has no column "{column["name"]}" of type {column["type"]}.',
+                where=str(path),
+                hint="Name the columns in dataset.columns, and decode the data again.",
+            )
+    return _whole(found, path)
+
+
+def _manifest_of(path: Path) -> dict[str, Any] | None:
+    """What the manifest of an Arrow file says; None where one of the two is missing. Raises DataError."""
+    manifest = path.parent / f"{path.stem}.json"
+    try:
+        found = fields(read_json(manifest), "cache", _TOP)
+        if sha256_json({name: value for name, value in found.items() if name != "sha256"}) != found["sha256"]:
+            raise JsonError("sha256: it is not the digest of the other fields")
+        path.stat()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise DataError(f"the cache cannot be read: {error.strerror or error}.", where=str(manifest)) from error
     except JsonError as error:
         raise _damaged(manifest, str(error)) from error
+    return found
+
+
+def _is_of(found: dict[str, Any], dataset: Dataset) -> bool:
     expected = {
         "schema_version": CACHE_VERSION,
         "fingerprint": dataset.fingerprint,
         "content_sha256": _content(dataset),
-        "columns": _columns(dataset, columns),
         "rows": dataset.rows,
     }
-    if any(found[name] != value for name, value in expected.items()):
-        raise _damaged(manifest, "it describes another data set or version")
+    return all(found[name] == value for name, value in expected.items())
+
+
+def _whole(found: dict[str, Any], path: Path) -> Cache:
+    """Raises DataError."""
+    size_bytes = path.stat().st_size
     if size_bytes != found["size_bytes"]:
         raise _damaged(path, f"it has {size_bytes} bytes, its manifest says {found['size_bytes']}")
     return Cache(path, found["rows"], size_bytes, found["data_sha256"])
@@ -137,7 +185,15 @@ def open_cache(dataset: Dataset, columns: Sequence[str], folder: Path) -> Mapped
 
     Sizes, structure, names, types and the number of rows are compared; the bytes of the rows are not (`verify_cache`).
     """
-    cache = find_cache(dataset, columns, folder)
+    return _opened(find_cache(dataset, columns, folder), dataset, columns)
+
+
+def open_cache_at(path: Path, dataset: Dataset, columns: Sequence[str]) -> MappedRows:
+    """The rows of the cache that this very file is (`find_cache_at`), compared as by `open_cache`. Raises DataError."""
+    return _opened(find_cache_at(path, dataset, columns), dataset, columns)
+
+
+def _opened(cache: Cache, dataset: Dataset, columns: Sequence[str]) -> MappedRows:
     try:
         rows = MappedRows(cache.path, columns, size_bytes=cache.size_bytes)
     except DataError as error:

@@ -95,6 +95,11 @@ class MappedRows:
         self._refuse_changed()
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
+    def places(self) -> list[tuple[str, int, int]]:
+        """Where in memory rows are gathered from: name, address and bytes of each column whose rows have one width."""
+        columns = zip(self.schema.names, self._columns, strict=True)
+        return [(name, one.rows.ctypes.data, one.rows.nbytes) for name, one in columns if isinstance(one, _Plain)]
+
     def _refuse_changed(self) -> None:
         now = os.fstat(self._fd)
         if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):

@@ -25,11 +25,11 @@ __all__ = ["ask_to_cancel", "forget_cancel", "take_from_queue"]
 _REASON = "`trn cancel` asked for it"
 
 
-def ask_to_cancel(runs_dir: Path, job_id: str, *, now: bool) -> None:
+def ask_to_cancel(runs_dir: Path, job_id: str, *, now: bool, reason: str = _REASON) -> None:
     """Let the job know, whenever it looks. Asked again, the last wish holds. Raises StorageError."""
     path = cancel_path(runs_dir, checked_id(job_id))
     make_folder(path.parent)
-    write_atomic(path, pretty_json({"reason": _REASON, "now": now}))
+    write_atomic(path, pretty_json({"reason": reason, "now": now}))
 
 
 def forget_cancel(runs_dir: Path, job_id: str) -> None:

@@ -8,6 +8,7 @@ that the folder tells one ending, in both places, whenever somebody was there to
     there          missing          the event is written from the outcome
     missing        there            the outcome is written from the event
     missing        missing          `crashed` (71), `cancelled` (92) where a SIGINT did it, or `io_error` (74);
+                                    `out_of_memory` (89) or `time_limit` (93) where its launcher saw that;
                                     `crashed` too of a job whose run another one took;
                                     of several ranks, what the first that failed says, or `rank_lost` (87) if killed
 
@@ -52,8 +53,8 @@ Json = dict[str, Any]
 _EXITS = frozenset(status.exit for status in STATUS.values())
 _SPOKEN = {exit_code(word): word for word in ("io_error", "preempted", "cancelled")}
 """Exit statuses that only the runner itself gives, also where it could not write an outcome."""
-_FALLEN = {exit_code(word): word for word in ("rank_lost", "hang", "crashed")}
-"""Exit statuses that are never a refusal: a rank gives them when another one is gone."""
+_FALLEN = {exit_code(word): word for word in ("rank_lost", "hang", "crashed", "out_of_memory", "time_limit")}
+"""Exit statuses that are never a refusal: a rank gives them when another one is gone, a launcher for what it ended."""
 _LOCK_WAIT_S = 5.0
 _FREQUENT = (b'{"event":"metric"', b'{"event":"heartbeat"')
 
@@ -79,8 +80,9 @@ def settle(
 ) -> Ending:
     """The ending of a job whose runner exited with `returncode` (negative: killed by that signal).
 
-    `forwarded` are the signals that the door passed on; `failure` the exit status and the reason of the first rank
-    that failed, which then count in the place of the launcher's. Writes what is missing in the run's folder, see above;
+    `forwarded` are the signals that the door passed on; `failure` what the launcher knows better: the exit status and
+    the reason of the first rank that failed, or of what it has ended itself, which then count in the place of the
+    child's. Writes what is missing in the run's folder, see above;
     where another job holds the run by now, nothing is written.
     """
     if failure is not None:

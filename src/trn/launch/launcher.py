@@ -31,9 +31,10 @@ class Handle(ABC):
 
     @abstractmethod
     def failure(self) -> tuple[int, str] | None:
-        """Of a child that stands for several, once it has ended: how the one ended that failed first, and why.
+        """Once the child has ended, what is known better than by its exit status: how it ended, and why.
 
-        The exit status is negative for a signal. None where none failed, or the child stands for itself alone.
+        Of one that stands for several, how the one that failed first did; of one under limits, which of them ended it.
+        The exit status is negative for a signal. None where none failed, or its own status says all there is.
         """
 
 

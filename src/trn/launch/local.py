@@ -19,7 +19,7 @@ from trn.errors import StorageError
 from trn.files import make_folder
 from trn.launch.launcher import Handle, Launcher
 
-__all__ = ["LocalLauncher", "become", "running_on"]
+__all__ = ["LocalLauncher", "become", "running_on", "start_process"]
 
 
 # A set of strings is walked in the same order in each process, so that a trainer's own code resumes as it began; and
@@ -39,25 +39,35 @@ class LocalLauncher(Launcher):
         self._lease = lease or Lease()
 
     def start(self, argv: Sequence[str], *, log: Path) -> Handle:
-        make_folder(log.parent)
-        try:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StorageError(f"cannot open the job's log: {error.strerror}.", where=str(log)) from error
-        try:
-            with running_on(self._lease.cpus):
-                process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                    pass_fds=self._lease.fds,
-                    env=_CHILD_DEFAULTS | os.environ | self._environ | self._lease.environ(),
-                )
-            return _LocalHandle(process)
-        finally:
-            os.close(output)
+        return _LocalHandle(start_process(argv, log=log, environ=os.environ | self._environ, lease=self._lease))
+
+
+def start_process(
+    argv: Sequence[str], *, log: Path, environ: Mapping[str, str], lease: Lease, umask: int = -1
+) -> subprocess.Popen[bytes]:
+    """Start `argv` as a launcher of this machine does, with these variables and those of the lease; umask -1: as here.
+
+    Raises StorageError where the log cannot be written, OSError where the program cannot be started.
+    """
+    make_folder(log.parent)
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"cannot open the job's log: {error.strerror}.", where=str(log)) from error
+    try:
+        with running_on(lease.cpus):
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=lease.fds,
+                umask=umask,
+                env=_CHILD_DEFAULTS | dict(environ) | lease.environ(),
+            )
+    finally:
+        os.close(output)
 
 
 @contextlib.contextmanager

@@ -7,4 +7,6 @@ the order of a step (loop). Beyond this wall a stranger's code is imported; door
 
     python -m trn.runner --config FILE   spec -> plan -> publish folder ┐
     python -m trn.runner --run-dir DIR   plan from the folder, compared ┴-> restore -> loop -> outcome -> exit code
+
+With --contract FILE in the place of --config, a worker's contract names the spec and decoded data (contracted).
 """

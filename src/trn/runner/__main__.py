@@ -22,6 +22,7 @@ from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, cancel_path, from_json
 from trn.runner import signals
 from trn.runner.cancelled import CancelWatch
 from trn.runner.console import say, set_up_logging
+from trn.subprocess_contract import read_contract
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -30,6 +31,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--follow", action="store_true", help="be a rank other than 0: do what that one says")
     what.add_argument("--config", type=Path, help="a spec: plan it, then run it")
+    what.add_argument("--contract", type=Path, metavar="FILE", help="a worker's contract: its spec, as with --config")
     what.add_argument("--run-dir", type=Path, help="the folder of a run: take it up, or with --run-id fork it")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
@@ -57,8 +59,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     is_id = args.run_id is None or (RUN_ID_PATTERN.fullmatch(args.run_id) and args.run_id not in RESERVED_RUN_IDS)
     if args.run_dir is not None and not is_id:  # with a spec, the spec's schema refuses it
         parser.error(f"--run-id: {args.run_id!r} cannot be the id of a run")
-    if args.fork_from is not None and (args.config is None or args.resume or args.dry_run):
+    has_spec = args.config is not None or args.contract is not None
+    if args.fork_from is not None and (not has_spec or args.resume or args.dry_run):
         parser.error("--fork-from goes with --config, and not with --resume or --dry-run")
+    if args.contract is not None and (args.sets or args.flags or args.profile is not None):
+        parser.error("--contract names a settled spec: not with --set, --flag or --profile")
     if args.plan_only and (args.follow or args.dry_run):
         parser.error("--plan-only makes a folder: not with --follow or --dry-run")
     if args.checkpoint is not None and args.fork_from is None and not (args.resume or args.run_dir):
@@ -93,8 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.disable()
     atexit.register(gc.freeze)
     try:
+        if args.contract is not None:
+            args.contract = read_contract(args.contract)
+            args.runs_dir = args.runs_dir or Path(args.contract.checkpoints_dir).parent.parent
         # torch and much else: signals are in place before these take their seconds
         from trn.runner.company import Company, lead, meet
+        from trn.runner.contracted import arrow_of
         from trn.runner.follow import follow
         from trn.runner.output import mask_output
         from trn.runner.start import run
@@ -106,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if world.rank == 0 and (folder := args.runs_dir or (args.run_dir and args.run_dir.parent)):
             CancelWatch(cancel_path(folder.resolve(), args.job_id), stop).start()
         if world.world_size == 1 or args.dry_run or args.plan_only:  # what is only planned needs nobody else
-            return run(args, stop, Company(world))
+            arrow = None if args.contract is None else arrow_of(args.contract)
+            return run(args, stop, Company(world, arrow=arrow))
         company = meet(world, stop)
         return lead(company, partial(run, args, stop)) if world.rank == 0 else follow(company, stop)
     except TrnError as error:

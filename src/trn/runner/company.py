@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -73,6 +74,8 @@ class Company:
     pulse: Pulse = field(default_factory=Pulse)
     """What this process is at."""
     owner: int = field(default_factory=os.getpid)
+    arrow: Path | None = None
+    """The training data decoded, where whoever started this process has handed them over."""
 
     @property
     def group(self) -> Group:

@@ -17,7 +17,14 @@ from typing import Any
 
 from trn.errors import ResumeRefused, UsageError
 from trn.feed import Dataset, check_unchanged
-from trn.plan import NOT_LIBRARIES, make_plan, refuse_unfit_world, use_spec_folder, versions_here
+from trn.plan import (
+    NOT_LIBRARIES,
+    make_plan,
+    refuse_unfit_world,
+    require_inputs,
+    use_spec_folder,
+    versions_here,
+)
 from trn.provenance.code import code_sha256
 from trn.ranks import World
 from trn.records import Json
@@ -117,6 +124,7 @@ def compare_with_world(plan: Plan, world: World, *, allowed: Collection[str]) ->
     for part in (plan.dataset, plan.validation):
         if part is not None:
             check_unchanged(Dataset.from_json(part.data))
+    require_inputs(plan)
     versions = versions_here(tuple(name for name in plan.versions if name not in NOT_LIBRARIES))
     here = plan.model_copy(update={"versions": versions, "world_size": world.world_size})
     if other := other_code(plan):
@@ -155,10 +163,13 @@ def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan,
             "dataset",
             "validation",
             "weights",
+            "inputs",
             "experiment",
             "log",
             "heartbeat_s",
             "events",
+            "sample_prompts",
+            "sample_seed",
         )
         return plan.model_copy(update={key: getattr(wanted, key) for key in here}), ()
     changes = {
@@ -188,6 +199,8 @@ def _computing(plan: Plan) -> Json:
             part["data"] = part["data"]["fingerprint"][:12]
     if value["weights"] is not None:
         del value["weights"]["path"]  # what counts is the content
+    for one in value["inputs"]:
+        del one["path"]
     value["trainer"]["code_sha256"] = value["trainer"]["code_sha256"][:12]
     return value
 

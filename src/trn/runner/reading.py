@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trn.errors import Stopped
-from trn.feed import Cursor, Dataset, Feed, MappedRows, has_cache, make_cache, open_cache, read_sequential
+from trn.feed import (
+    Cursor,
+    Dataset,
+    Feed,
+    MappedRows,
+    find_cache_at,
+    has_cache,
+    make_cache,
+    open_cache,
+    open_cache_at,
+    read_sequential,
+)
 from trn.loop.progress import Progress
 from trn.loop.stop import StopRequest
 from trn.plan import plan_order
@@ -19,12 +30,13 @@ from trn.spec.plan_model import Plan
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["open_feed", "validation_of"]
+__all__ = ["open_feed", "require_handed_over", "validation_of"]
 
 
 def open_feed(plan: Plan, progress: Progress, company: Company, stop: StopRequest) -> Feed:
     """This rank's rows, from the batch that comes next; where a cache is wanted and not there, it is made first.
 
+    What was handed over decoded is read from there, and from nowhere else.
     Raises DataError; Stopped where that was asked for while the cache was made.
     """
     part, world = plan.dataset, company.world
@@ -38,11 +50,25 @@ def open_feed(plan: Plan, progress: Progress, company: Company, stop: StopReques
         rank=world.rank,
         world_size=world.world_size,
         readahead=part.readahead,
-        cache=None if part.cache is None else _cached(dataset, part.columns, Path(part.cache), company, stop),
+        cache=_decoded(plan, dataset, company, stop),
         fills=part.fills,
         # one of several ranks cannot stop alone: they agree before each step
         give_up=stop.requested if world.world_size == 1 else None,
     )
+
+
+def require_handed_over(plan: Plan, company: Company) -> None:
+    """Raise DataError where decoded data were handed over that are not those of the plan."""
+    if company.arrow is not None:
+        find_cache_at(company.arrow, Dataset.from_json(plan.dataset.data), plan.dataset.columns)
+
+
+def _decoded(plan: Plan, dataset: Dataset, company: Company, stop: StopRequest) -> MappedRows | None:
+    """The rows decoded before; None: they are decoded from parquet as they are read."""
+    part = plan.dataset
+    if company.arrow is not None:
+        return open_cache_at(company.arrow, dataset, part.columns)
+    return None if part.cache is None else _cached(dataset, part.columns, Path(part.cache), company, stop)
 
 
 def _cached(dataset: Dataset, columns: Sequence[str], folder: Path, company: Company, stop: StopRequest) -> MappedRows:

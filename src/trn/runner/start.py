@@ -11,8 +11,9 @@ import argparse
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trn.checkpoint.named import named_step
@@ -20,24 +21,29 @@ from trn.errors import ResumeRefused
 from trn.files import Lock, foreign, holder_note
 from trn.loop.stop import StopRequest
 from trn.plan import make_forecast, make_plan, publish_run
+from trn.plan.mock import MOCK_FOLDER, moved_mock
 from trn.plan.publish import LOCK_NAME, PLAN_NAME, refuse_taken
 from trn.ranks import World
-from trn.records import Outcome, new_run_id, pretty_json
+from trn.records import Outcome, canonical_json, new_run_id, pretty_json
 from trn.reopen import prepare_torch
 from trn.runner.artifacts import start_artifacts
 from trn.runner.company import Company, refuse_stopped
 from trn.runner.console import say
 from trn.runner.contract import Difference, compare_with_spec, compare_with_world, revise
+from trn.runner.contracted import hold_to_contract
 from trn.runner.execute import Job, Resume, execute, require_resumable
 from trn.runner.fork import Fork, fork
 from trn.runner.origin import read_forked_from
 from trn.runner.outcome import mend_journal, read_outcome, report
+from trn.runner.reading import require_handed_over
 from trn.runner.restore import is_untouched
 from trn.spec import Flag, LoadedSpec, load_spec
 from trn.spec.plan_model import Plan
 from trn.trainer import Trainer
 
 __all__ = ["claim", "goes_on", "run"]
+
+_CONTRACT_WAIT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -77,19 +83,27 @@ def _read_request(args: argparse.Namespace) -> _Request:
     flags = [Flag(*parts) for parts in args.flags]
     if args.run_id is not None:
         flags.append(Flag("--run-id", "run_id", args.run_id))
-    loaded = load_spec(args.config, sets=args.sets, flags=flags, profile=args.profile)
+    config = args.config if args.contract is None else Path(args.contract.job_spec_path)
+    loaded = load_spec(config, sets=args.sets, flags=flags, profile=args.profile)
     runs_dir = args.runs_dir or os.environ.get("TRN_RUNS_DIR") or loaded.spec.runs_dir or "runs"
-    return _Request(loaded, Path(runs_dir).resolve(), loaded.spec.run_id or new_run_id())
+    request = _Request(loaded, Path(runs_dir).resolve(), loaded.spec.run_id or new_run_id())
+    if args.contract is None:
+        return request
+    return replace(request, loaded=hold_to_contract(args.contract, loaded, request.runs_dir / request.run_id))
 
 
 def _begin(request: _Request, args: argparse.Namespace, stop: StopRequest, company: Company) -> int:
     if args.dry_run:
         return _foretell(request, company.world)
     plan, trainer = _plan(request, company.world)
+    require_handed_over(plan, company)
     refuse_stopped(stop)
     prepare_torch(plan)
     artifacts = start_artifacts(plan, request.loaded.sources, job_id=args.job_id)
     lock = publish_run(plan, artifacts, job_id=args.job_id, note=holder_note(args.job_id))
+    if plan.defaulted:
+        filled = ", ".join(f"{key}: {canonical_json(value).decode()}" for key, value in plan.defaulted.items())
+        say(f"trn: the job file leaves open, and was filled in: {filled}")
     if args.plan_only:
         lock.release()
         return 0
@@ -110,16 +124,19 @@ def _fork(
     return fork(asked, job_id=args.job_id, note=holder_note(args.job_id), stop=stop, company=company)
 
 
-def _plan(request: _Request, world: World) -> tuple[Plan, Trainer]:
-    return make_plan(request.loaded, run_id=request.run_id, runs_dir=request.runs_dir, world=world)
+def _plan(request: _Request, world: World, mock_folder: Path | None = None) -> tuple[Plan, Trainer]:
+    return make_plan(
+        request.loaded, run_id=request.run_id, runs_dir=request.runs_dir, world=world, mock_folder=mock_folder
+    )
 
 
 def _foretell(request: _Request, world: World) -> int:
     """The plan and what it will take: as JSON on standard output, and for people on standard error."""
     # what a trainer prints when it is imported or built must not stand before the answer
-    with contextlib.redirect_stdout(sys.stderr):
-        plan, trainer = _plan(request, world)
+    with tempfile.TemporaryDirectory(prefix="trn-mock-") as aside, contextlib.redirect_stdout(sys.stderr):
+        plan, trainer = _plan(request, world, Path(aside))
         forecast = make_forecast(plan, trainer)
+    plan = moved_mock(plan, Path(aside), request.runs_dir / MOCK_FOLDER)
     sys.stdout.write(pretty_json({"plan": plan.to_json(), "forecast": forecast.to_json()}).decode())
     sys.stdout.flush()
     for line in forecast.lines():
@@ -135,7 +152,8 @@ def _take_up(
         raise ResumeRefused(problem, where=str(run_dir), hint="A run is made of plain files and folders only.")
     if not path.is_file():
         raise ResumeRefused("this folder is no run: it has no plan.", where=str(run_dir))
-    lock = claim(run_dir, args.job_id)
+    # the trainer of a worker that was killed before its first step looks at its run, and lets go of it
+    lock = claim(run_dir, args.job_id, wait_s=0.1 if args.contract is None else _CONTRACT_WAIT_S)
     plan = Plan.read(path.read_bytes(), str(path))
     # the folder may have been moved or copied: where it lies now is where it runs
     plan = plan.model_copy(update={"run_dir": str(run_dir), "runs_dir": str(run_dir.parent)})
@@ -158,6 +176,7 @@ def _take_up(
         mend_journal(plan, before)
         if is_finished and not goes_on(before, revised, changes):
             return report(before, run_dir)
+    require_handed_over(revised, company)
     prepare_torch(revised)
     sources = () if wanted is None else wanted.loaded.sources
     resume = Resume(
@@ -176,10 +195,10 @@ def _take_up(
     return execute(job, lock, stop, company)
 
 
-def claim(run_dir: Path, job_id: str) -> Lock:
+def claim(run_dir: Path, job_id: str, *, wait_s: float = 0.1) -> Lock:
     """The lock of an existing run, held. Raises ResumeRefused where somebody else has it."""
     lock = Lock(run_dir / LOCK_NAME)
-    if not lock.acquire(holder_note(job_id)):
+    if not lock.acquire(holder_note(job_id), wait_s):
         raise ResumeRefused("another process is running it.", where=str(run_dir), hint="Wait for it, or cancel it.")
     return lock
 
