@@ -68,6 +68,7 @@ def test_the_doors_own_output_gets_the_events_as_lines(runs_dir: Path, capfd: py
     assert capfd.readouterr().out.encode() == (runs_dir / "demo/reports/events.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_target_that_is_not_there_holds_nobody_longer_than_its_time(
     runs_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

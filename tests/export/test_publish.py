@@ -407,6 +407,7 @@ def test_the_first_rows_are_kept_and_read_back(tmp_path: Path) -> None:
     assert read_rows(run_dir).column("x").to_pylist() == [[3.0 * r, 3.0 * r + 1, 3.0 * r + 2] for r in range(8)]
 
 
+@pytest.mark.slow
 def test_rows_that_are_too_large_are_not_kept_and_read_from_the_data(tmp_path: Path) -> None:
     run_dir, _ = run_in(tmp_path)
     width = 1 << 20  # 4 MB a row

@@ -57,6 +57,7 @@ def size_of(**params: Any) -> int:
         return sum(parameter.numel() for parameter in trainer.build(ctx).parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "attention", "ffn", "embeddings"),
     [
@@ -210,6 +211,7 @@ def test_a_batch_without_the_column_is_refused(tmp_path: Path) -> None:
         trainer.transform(raw_batch(name="ids"), ctx)
 
 
+@pytest.mark.slow
 def test_without_the_extra_one_line_says_what_to_install() -> None:
     script = """
 import sys

@@ -44,6 +44,7 @@ _VERBS = {
     "export": ("trn.doors.exporting", "Export a checkpoint of a run, and compare it with PyTorch."),
     "eval": ("trn.doors.exporting", "Evaluate a checkpoint of a run, on its validation data or on others."),
     "verify": ("trn.doors.programs", "Check that a run's folder is what its records say."),
+    "worker": ("trn.worker.command", "Do one job of a platform, as the environment says."),
     "data": ("trn.doors.programs", "Make and index data sets: `trn data text`, `trn data index`."),
     "schema": ("trn.doors.programs", "Print the JSON Schema of a spec, or of a file that a run writes."),
     "init": ("trn.doors.init", "Write a trainer and a spec to start from."),

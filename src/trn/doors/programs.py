@@ -40,7 +40,7 @@ def schema_command(name: str) -> None:
     """Print the JSON Schema of a spec, or of a record that a run writes.
 
     NAME is spec, plan, event, job_log, metrics, validation, heartbeat, outcome, checkpoint, epoch, run_meta,
-    run_metadata, runtime_env, forked_from, evaluation, export, parity, dataset or job.
+    run_metadata, runtime_env, forked_from, evaluation, export, parity, dataset, job or contract.
     """
     from trn.doors.schemas import schema_of  # reads the spec's models: heavy, only for this verb
 

@@ -35,7 +35,7 @@ from trn.jobs.ending import Ending
 from trn.launch import InlineLauncher, Launcher, LocalLauncher, TorchrunLauncher, become
 from trn.records import JobRow, canonical_json, new_job_id, pretty_json, utc_now
 
-__all__ = ["Start", "Taken", "check_devices", "devices_of", "keep", "leased", "planner", "stay_with"]
+__all__ = ["Start", "Taken", "check_devices", "devices_of", "keep", "leased", "planner", "recorded", "stay_with"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Start:
     """The command that submitted it, where that is not this process's own."""
     is_detached: bool = False
     """Whether the run goes on when the door that keeps it is gone."""
+    launcher: Callable[[Lease | None], Launcher] | None = None
+    """What starts its one process, where that is not the usual launcher."""
 
     @property
     def run_dir(self) -> Path:
@@ -179,13 +181,13 @@ def keep(
 
 def leased(start: Start, row: JobRow) -> Lease:
     """The devices of a new job, held from now on. Raises DeviceError; the job is then in the store as refused."""
-    with _recorded(start.runs_dir, row):
+    with recorded(start.runs_dir, row):
         return _lease(start, row.job_id)
 
 
 def check_devices(start: Start, row: JobRow) -> None:
     """Refuse a new job for which it would not help to wait, as `leased` does; nothing is held."""
-    with _recorded(start.runs_dir, row):
+    with recorded(start.runs_dir, row):
         require_there(start.want, os.environ)
 
 
@@ -194,7 +196,7 @@ def _lease(start: Start, job_id: str) -> Lease:
 
 
 @contextlib.contextmanager
-def _recorded(runs_dir: Path, row: JobRow) -> Iterator[None]:
+def recorded(runs_dir: Path, row: JobRow) -> Iterator[None]:
     """Put a job that is refused here into the store."""
     try:
         yield
@@ -228,7 +230,8 @@ def _launcher(start: Start, name: str, restarts: int, held: Lease | None) -> tup
             start.processes.layout, grace_s=start.grace_s, attempt=restarts, is_detached=start.is_detached, lease=held
         )
         return torchrun, ["--door-pid", "parent"]
-    return LocalLauncher(lease=held), [] if start.is_detached else ["--door-pid", str(os.getpid())]
+    local = LocalLauncher(lease=held) if start.launcher is None else start.launcher(held)
+    return local, [] if start.is_detached else ["--door-pid", str(os.getpid())]
 
 
 def _told(ending: Ending) -> str:

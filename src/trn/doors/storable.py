@@ -1,12 +1,13 @@
-"""What of a submission may be written down: its request lies in a file until the job has ended."""
+"""What of a submission may be written down, or shown: its request lies in a file until the job has ended."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from trn.errors import UsageError
+from trn.errors import SpecError, UsageError
 
-__all__ = ["check_storable", "storable"]
+__all__ = ["check_storable", "storable", "without_secrets"]
 
 
 def check_storable(words: Sequence[str]) -> None:
@@ -36,6 +37,14 @@ def storable(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     named = {name: text for name, text in environ.items() if _is_text(name)}
     stored = {name: text for name, text in named.items() if is_storable(name, text)}
     return stored, sorted(set(named) - set(stored))
+
+
+def without_secrets(error: SpecError) -> SpecError:
+    """The same problems; a value that is shown in one may be a token that was put into the wrong place."""
+    from trn.provenance.process import process_redactor  # heavy: only to refuse
+
+    words = process_redactor().words
+    return SpecError([replace(one, path=words(one.path), message=words(one.message)) for one in error.problems])
 
 
 def _is_text(text: str) -> bool:

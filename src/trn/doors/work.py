@@ -26,6 +26,7 @@ from trn.doors.flags import WithKnobs, given_knobs, knob_options
 from trn.doors.listing import json_option, runs_dir_option
 from trn.doors.processes import Asked, Processes, process_options, read_processes
 from trn.doors.staying import Start, stay_with
+from trn.doors.storable import without_secrets
 from trn.doors.submitting import asked_to_submit, submit, submit_options
 from trn.doors.targets import Target, check_run_id, find, runs_folder
 from trn.doors.versions import choose_version, claim_version
@@ -219,7 +220,7 @@ def _read_spec(
     try:
         loaded = load_spec(Path(config), sets=sets, flags=[*knobs, *own], profile=profile, defaults=devices.defaults)
     except SpecError as error:
-        raise _without_secrets(error) from error
+        raise without_secrets(error) from error
     return loaded.spec, [(knob.name, knob.key, knob.value) for knob in knobs]
 
 
@@ -337,11 +338,3 @@ def _size_of(plan: dict[str, Any]) -> int | None:
     """How many processes the plan is for."""
     size = plan.get("world_size")
     return size if isinstance(size, int) and size > 0 else None
-
-
-def _without_secrets(error: SpecError) -> SpecError:
-    """The same problems; a value that is shown in one may be a token that was put into the wrong place."""
-    from trn.provenance.process import process_redactor  # heavy: only to refuse
-
-    words = process_redactor().words
-    return SpecError([replace(one, path=words(one.path), message=words(one.message)) for one in error.problems])

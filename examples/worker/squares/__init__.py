@@ -1,0 +1,1 @@
+"""A trainer that a platform runs: see trainer.py."""
