@@ -19,6 +19,7 @@ from support.compare import assert_identical, differences, final_payload, lines,
 from support.orchestrator import Orchestrator
 from support.processes import alive
 from support.sending import wait_for
+from support.tus import tus_server
 from support.worker import PlatformJob
 from trn.files import Holder, sha256_file
 from trn.records import read_json
@@ -343,6 +344,32 @@ def test_an_orchestrated_job_is_leased_and_told_and_an_endpoint_that_fails_and_d
     for path in (one for one in tmp_path.rglob("*") if one.is_file() and "keys" not in one.parts):
         assert token.encode() not in path.read_bytes(), path
     assert token not in said
+
+
+def test_a_run_whose_uploads_failed_is_finished_by_the_next_start_without_training(
+    tmp_path: Path, oracle: PlatformJob
+) -> None:
+    job = PlatformJob(tmp_path)
+    with tus_server(tmp_path) as server:
+        places = {
+            f"TRAINER_UPLOAD_{name.upper()}_URL": getattr(server.endpoints, name)
+            for name in ("metrics", "checkpoint", "sample", "terminal")
+        }
+        server.die()
+        status, said = job.do(TRAINER_UPLOAD_SECONDS="2", **places)
+        assert status == 94, said
+        assert outcome(job.run_dir)["status"] == "completed"
+        before = (job.run_dir / "reports/events.jsonl").read_bytes()
+        server.start()
+        status, said = job.do(**places)
+        assert status == 0, said
+        assert (job.run_dir / "reports/events.jsonl").read_bytes() == before
+        (end,) = server.ends.values()
+        sent = server.whole()
+        assert len(sent) == len(set(sent)) == len(server.uploads)
+    assert end["final_checkpoint"]["sha256"] == outcome(job.run_dir)["checkpoint"]["sha256"]
+    assert job.endings() == [("failed", "upload_failed", 94), ("completed", "completed", 0)]
+    assert_identical(job.run_dir, oracle.run_dir)
 
 
 def test_a_lost_lease_saves_and_ends_and_sends_nothing_more(tmp_path: Path) -> None:
