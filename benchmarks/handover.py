@@ -1,10 +1,12 @@
 """What the wall between a worker and a stranger's trainer costs: a step of 5 ms, and batches from mapped Arrow.
 
-    OMP_NUM_THREADS=1 python benchmarks/handover.py [--rounds 10] [--seconds 1] [--quick]
+    OMP_NUM_THREADS=1 python benchmarks/handover.py [--trios 8] [--rounds 5] [--seconds 1] [--quick]
 
-Steps: the same training twice, as two processes of `python -m trn.runner`: one by its spec, which decodes parquet as it
-goes, and one by a contract, confined, which maps the Arrow file that was decoded for it. They take turns: who does not
-train is stopped. What a step took is what the run itself wrote down, `wall_ms`; beside it the CPU time of all threads.
+Steps: the same training three times, as processes of `python -m trn.runner`: by its spec, which decodes parquet as it
+goes; by a contract, confined, which maps the Arrow file that was decoded for it; and by its spec once more, which shows
+how far two equal processes differ here: by a tenth, for as long as they live, by where their memory came to lie. So all
+three are started anew a few times. They take turns: who does not train is stopped. What a step took is what the run
+itself wrote down, `wall_ms`; beside it the CPU time of all threads.
 
 Batches: in this process, rows a second as tensors from parquet and from the mapped file, shuffled alike, in turn; once
 with the columns of the file, and once with one of two. Where the rows of the mapped columns lie is looked up in
@@ -25,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +36,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rounds import p2, ratios
+from rounds import p2
 
 from trn.devices import keep_freed_memory
 from trn.feed import Cursor, Dataset, Feed, MappedRows, Order, open_cache_at, open_dataset
@@ -170,14 +172,17 @@ class Runner:
             time.sleep(0.1)
         os.kill(self.child.pid, signal.SIGSTOP)
 
+    def pooled(self) -> list[float]:
+        return [step_s for one in self.rounds for step_s in one]
+
     def end(self) -> None:
         for number in (signal.SIGKILL, signal.SIGCONT):
             self.child.signal(number)
         self.child.wait(30)
 
 
-def start_runners(folder: Path, spec: Path, arrow: Path) -> dict[str, Runner]:
-    runs = folder / "runs"
+def start_runners(runners: dict[str, Runner], folder: Path, spec: Path, arrow: Path, runs: Path) -> None:
+    """Add the three to `runners`, also the ones before one that does not begin."""
     contract = TrainerSubprocessContractV1(
         contract_version=CONTRACT_VERSION,
         trainer_plugin="sized:Sized",
@@ -189,38 +194,59 @@ def start_runners(folder: Path, spec: Path, arrow: Path) -> dict[str, Runner]:
     )
     write_contract(folder / "contract.json", contract)
     confinement = Confinement(memory_bytes=16 << 30, time_s=3600)
-    launchers = {"spec": LocalLauncher(), "contract": ConfinedLauncher(confinement, os.environ)}
-    what = {"spec": ["--config", str(spec)], "contract": ["--contract", str(folder / "contract.json")]}
-    runners = {}
+    by_spec = ["--config", str(spec)]
+    local, confined = LocalLauncher(), ConfinedLauncher(confinement, os.environ)
+    launchers = {"spec": local, "contract": confined, "spec again": local}
+    what = {"spec": by_spec, "contract": ["--contract", str(folder / "contract.json")], "spec again": by_spec}
     for name, launcher in launchers.items():
         argv = [sys.executable, "-u", "-P", "-m", "trn.runner", "--job-id", new_job_id(), *what[name]]
-        argv += ["--run-id", name, "--runs-dir", str(runs)]
-        log = folder / f"{name}.log"
-        runners[name] = Runner(launcher.start(argv, log=log), runs / name, log)
+        run_id = name.replace(" ", "-")
+        argv += ["--run-id", run_id, "--runs-dir", str(runs)]
+        log = folder / f"{runs.name}-{run_id}.log"
+        runners[name] = Runner(launcher.start(argv, log=log), runs / run_id, log)
         runners[name].wait_until_training()
-    return runners
 
 
-def measure_steps(folder: Path, spec: Path, arrow: Path, rounds: int, seconds: float) -> None:
-    runners = start_runners(folder, spec, arrow)
-    try:
-        for number in range(rounds):
-            for name in list(runners)[:: 1 if number % 2 else -1]:
-                runners[name].round(seconds)
-    finally:
-        for runner in runners.values():
-            runner.end()
-    mine, other = runners["contract"].rounds, runners["spec"].rounds
-    print(f"{rounds} rounds of {seconds:g} s each, in turn; goal: below {GOAL_STEP} of the step by spec")
-    for name, runner in runners.items():
-        pooled = [s for one in runner.rounds for s in one]
-        shown = f"p2 {p2(pooled) * 1e3:.3f} ms, median {statistics.median(pooled) * 1e3:.3f} ms"
-        print(f"  {name:10} {len(pooled):5} steps, {shown}, {runner.cpu_s / runner.steps * 1e3:.3f} ms of CPU")
-    ratio, least, most = ratios(mine, other)
-    middle = statistics.median(statistics.median(a) / statistics.median(b) for a, b in zip(mine, other, strict=True))
-    cpu = runners["contract"].cpu_s / runners["contract"].steps / (runners["spec"].cpu_s / runners["spec"].steps)
-    spans = f"p2 {ratio:.3f} (rounds {least:.2f} to {most:.2f}), medians {middle:.3f}"
-    print(f"  contract / spec: {spans}, CPU {cpu:.3f}")
+def measure_steps(folder: Path, spec: Path, arrow: Path, trios: int, rounds: int, seconds: float) -> None:
+    finished: dict[str, list[Runner]] = {}
+    for trio in range(trios):
+        runners: dict[str, Runner] = {}
+        try:
+            start_runners(runners, folder, spec, arrow, folder / f"runs-{trio}")
+            for number in range(rounds):
+                for name in list(runners)[:: 1 if (trio + number) % 2 else -1]:
+                    runners[name].round(seconds)
+        finally:
+            for runner in runners.values():
+                runner.end()
+        for name, runner in runners.items():
+            finished.setdefault(name, []).append(runner)
+    print(
+        f"{trios} times anew, {rounds} rounds of {seconds:g} s each, in turn; goal: below {GOAL_STEP} of that by spec"
+    )
+    for name, processes in finished.items():
+        figures = (f"{what} {spread([measure(one) for one in processes], '.3f')}" for what, measure in MEASURES.items())
+        print(f"  {name:10} {sum(one.steps for one in processes):6} steps, ms: {', '.join(figures)}")
+    for name in ("contract", "spec again"):
+        print(f"  {name} / spec: {compared(finished[name], finished['spec'])}")
+
+
+MEASURES: dict[str, Callable[[Runner], float]] = {
+    "p2": lambda runner: p2(runner.pooled()) * 1e3,
+    "median": lambda runner: statistics.median(runner.pooled()) * 1e3,
+    "CPU": lambda runner: runner.cpu_s / runner.steps * 1e3,
+}
+
+
+def compared(mine: Sequence[Runner], other: Sequence[Runner]) -> str:
+    """Of each measure the ratio of the typical process to the typical process, and of the processes of each trio."""
+    figures = []
+    for what, measure in MEASURES.items():
+        a, b = [measure(one) for one in mine], [measure(one) for one in other]
+        by_trio = [one / two for one, two in zip(a, b, strict=True)]
+        typical = statistics.median(a) / statistics.median(b)
+        figures.append(f"{what} {typical:.3f} (trios {min(by_trio):.2f} to {max(by_trio):.2f})")
+    return ", ".join(figures)
 
 
 # Batches
@@ -276,13 +302,14 @@ def show_places(data: Path, arrow: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--trios", type=int, default=8, help="how often the three processes are started anew")
+    parser.add_argument("--rounds", type=int, default=5, help="of each three processes, and of the batches twice that")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each trains in a round")
-    parser.add_argument("--quick", action="store_true", help="3 rounds")
+    parser.add_argument("--quick", action="store_true", help="2 trios of 3 rounds")
     args = parser.parse_args()
     keep_freed_memory()  # as the runner does
     torch.set_num_threads(1)
-    rounds = 3 if args.quick else args.rounds
+    trios, rounds = (2, 3) if args.quick else (args.trios, args.rounds)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = write_data(folder)
@@ -294,8 +321,8 @@ def main() -> None:
             print(f"{how} {ROWS:,} rows, {arrow.stat().st_size >> 20} MiB: {cpu_s:.2f} s of CPU")
         width = fitting_width()
         print(f"\na model {width} wide, batches of {BATCH}, on one thread of {os.cpu_count()} cores")
-        measure_steps(folder, write_spec(folder, width), arrow, rounds, args.seconds)
-        measure_batches(data, arrow, rounds)
+        measure_steps(folder, write_spec(folder, width), arrow, trios, rounds, args.seconds)
+        measure_batches(data, arrow, 2 * rounds)
         show_places(data, arrow)
 
 
