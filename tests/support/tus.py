@@ -67,7 +67,7 @@ class TusServer:
     fail_rate: float = 0.0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     garble: Counter[str] = field(default_factory=Counter)
-    """How often still: no_location, other_host, no_digest, wrong_digest, wrong_offset, no_offset."""
+    """How often still: no_location, other_host, no_digest, wrong_digest, wrong_offset, no_offset; loses."""
     answers: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
     generation: int = 0
     """Requests of a lower one are refused."""
@@ -219,12 +219,17 @@ def _handler(kept: TusServer) -> type[http.server.BaseHTTPRequestHandler]:
             assert upload.identity == (told["kind"], told["name"], told["sha256"]), "a key names one artifact"
             upload.creations += 1
             upload.told["final"] = max(upload.told["final"], told["final"])
+            if told["final"] == "true" and self.is_garbled("loses"):
+                upload.path.write_bytes(b"")
             location = f"/upload/{kept.by_key[key]}"
             if self.is_garbled("no_location"):
                 return 201, {}
             if self.is_garbled("other_host"):
                 return 201, {"Location": f"http://localhost:{kept.port}{location}"}
-            return 201, {"Location": location}
+            return 201, {
+                "Location": location,
+                **({"Upload-Offset": str(upload.offset)} if told["final"] == "true" else {}),
+            }
 
         def upload(self, upload: Received, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
             if self.command == "PATCH":

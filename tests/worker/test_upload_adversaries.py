@@ -7,6 +7,7 @@ import errno
 import hashlib
 import itertools
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,35 @@ def test_the_time_for_what_is_left_counts_for_what_is_being_read(tmp_path: Path)
     assert report.pending == 1
     assert report.is_told
     assert list(server.ends) == ["job-1"]
+
+
+def test_who_hurries_gets_the_end_told_and_leaves_the_rest(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    with tus_server(tmp_path) as server:
+        server.answer("POST", "checkpoint", 503, times=1000)
+        with Uploading(run, server.endpoints) as uploads:
+            began_s = time.monotonic()
+            hurrying = threading.Timer(0.5, uploads.hurry, (1.0,))
+            hurrying.start()
+            report = uploads.finish(lambda report: {"status": "upload_failed", "left": report.pending}, 60)
+            assert time.monotonic() - began_s < 10
+            hurrying.join()
+    assert report.is_told
+    assert not report.is_complete
+    assert server.ends["job-1"]["left"] == report.pending == 2
+    assert server.whole() != [], "the samples"
+
+
+def test_who_hurried_before_the_end_has_no_more_time_at_the_end(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    with tus_server(tmp_path) as server:
+        server.answer("POST", "terminal", 503, times=1000)
+        with Uploading(run, server.endpoints) as uploads:
+            began_s = time.monotonic()
+            uploads.hurry(1.0)
+            report = uploads.finish({"status": "completed"}, 60)
+            assert 0.9 < time.monotonic() - began_s < 10
+    assert not report.is_told
 
 
 def test_a_disk_that_fails_to_read_once_costs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,31 @@ def test_a_server_that_talks_garbage_is_given_up(tmp_path: Path, how: str) -> No
     assert server.whole() == on_disk(run)
 
 
+def test_a_final_checkpoint_that_the_server_has_lost_is_sent_once_more(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    with tus_server(tmp_path) as server:
+        server.garble["loses"] = 1
+        report = send(run, server.endpoints, {"status": "completed"})
+        assert report.is_complete
+        assert server.whole() == on_disk(run)
+        assert server.sent_bytes("step-00000020.pt") == 2 * 300_000
+        assert server.finals() == ["step-00000020.pt"]
+        again = send(run, server.endpoints, {"status": "completed"})
+    assert again.is_complete
+    assert server.sent_bytes("step-00000020.pt") == 2 * 300_000
+
+
+def test_a_server_that_loses_the_final_checkpoint_again_is_told_of(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    with tus_server(tmp_path) as server:
+        server.garble["loses"] = 2
+        report = send(run, server.endpoints, {"status": "completed"})
+        assert not report.is_complete
+        assert report.failed == ("the final checkpoint, as such: it has lost twice what it had accepted",)
+        assert send(run, server.endpoints, {"status": "completed"}, job_id="job-2").is_complete, "once more"
+        assert server.whole() == on_disk(run)
+
+
 def test_a_location_that_is_gone_is_made_anew(tmp_path: Path) -> None:
     run = full_run(tmp_path)
     with tus_server(tmp_path) as server:

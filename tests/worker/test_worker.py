@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,31 @@ def test_a_run_whose_uploads_failed_is_finished_by_the_next_start_without_traini
     assert end["final_checkpoint"]["sha256"] == outcome(job.run_dir)["checkpoint"]["sha256"]
     assert job.endings() == [("failed", "upload_failed", 94), ("completed", "completed", 0)]
     assert_identical(job.run_dir, oracle.run_dir)
+
+
+def test_a_signal_while_a_complete_run_uploads_is_told_as_what_it_is_and_the_next_start_sends_the_rest(
+    tmp_path: Path,
+) -> None:
+    job = PlatformJob(tmp_path, max_steps=5)
+    with tus_server(tmp_path) as server:
+        places = {
+            f"TRAINER_UPLOAD_{name.upper()}_URL": getattr(server.endpoints, name)
+            for name in ("metrics", "checkpoint", "sample", "terminal")
+        }
+        server.answer("POST", "checkpoint", 503, times=1000)
+        worker = job.start(**places)
+        wait_for(lambda: (job.run_dir / "reports/outcome.json").exists(), "the run's own end")
+        wait_for(lambda: not alive(trainer_of(job)), "the trainer's end")
+        time.sleep(0.5)  # until the worker is where only uploads are left
+        worker.send_signal(signal.SIGTERM)
+        said = worker.communicate(timeout=60)[1]
+        assert worker.returncode == 94, said
+        (end,) = server.ends.values()
+        assert (end["status"], end["exit_code"], end["final_checkpoint"]) == ("upload_failed", 94, None)
+        server.answers.clear()
+        assert job.do(**places)[0] == 0
+        assert [one["status"] for one in server.ends.values()] == ["upload_failed", "completed"]
+    assert job.endings() == [("failed", "upload_failed", 94), ("completed", "completed", 0)]
 
 
 def test_a_lost_lease_saves_and_ends_and_sends_nothing_more(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ class _Worker:
         if self._stopping.is_asked():
             report = uploads.finish(end, min(_HURRY_S, seconds))
         else:
-            with self._stopping.then(uploads.abandon):  # a signal from now on is for the uploads
+            with self._stopping.then(lambda: uploads.hurry(_HURRY_S)):  # a signal from now on is for the uploads
                 report = uploads.finish(end, seconds)
         told = {"accepted": report.accepted, "pending": report.pending, "skipped": report.skipped}
         try:

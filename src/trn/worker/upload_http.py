@@ -27,7 +27,18 @@ from trn.transfer.places import place_of
 from trn.worker.upload_artifacts import Artifact, Changed
 from trn.worker.upload_source import Over, Source
 
-__all__ = ["Denied", "Fenced", "Garbled", "Over", "Refused", "Sender", "Unreachable", "Upload", "creation"]
+__all__ = [
+    "Denied",
+    "Fenced",
+    "Garbled",
+    "Over",
+    "Refused",
+    "Sender",
+    "Unreachable",
+    "Upload",
+    "creation",
+    "says_otherwise",
+]
 
 _TUS = {"Tus-Resumable": "1.0.0"}
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/=]{1,100}):")
@@ -119,6 +130,18 @@ def creation(artifact: Artifact, names: Mapping[str, str], *, is_final: bool) ->
         "Upload-Metadata": ",".join(f"{name} {_base64(text)}" for name, text in told.items()),
         "Idempotency-Key": artifact.key(names["run_id"]),
     }
+
+
+def says_otherwise(answer: Answer, artifact: Artifact) -> bool:
+    """Whether an answer to an announcement says that the server has less than the whole artifact, or something else.
+
+    One that says nothing of it does not.
+    """
+    offset = answer.headers.get("Upload-Offset") or ""
+    if offset.isascii() and offset.isdecimal() and len(offset) < 19 and int(offset) != artifact.size_bytes:
+        return True
+    told = answer.headers.get("Repr-Digest")
+    return told is not None and _digest_of(told) not in (None, artifact.sha256)
 
 
 class Upload:
@@ -236,15 +259,22 @@ class Upload:
             self.ref = ref[:1000]
 
     def _require_digest(self, answer: Answer) -> None:
-        found = _DIGEST.search(answer.headers.get("Repr-Digest") or "")
-        if found is None:
+        digest = _digest_of(answer.headers.get("Repr-Digest") or "")
+        if digest is None:
             raise Garbled("it does not say the sha256 of what it has (Repr-Digest)")
-        try:
-            digest = base64.b64decode(found[1], validate=True).hex()
-        except (binascii.Error, ValueError):
-            digest = ""
         if digest != self._artifact.sha256:
             raise Garbled(f"the sha256 of what it has is not that of the file ({self._artifact.sha256[:12]}...)")
+
+
+def _digest_of(told: str) -> str | None:
+    """The sha256 in a Repr-Digest, in hex; "" for one that is none, None where there is none."""
+    found = _DIGEST.search(told)
+    if found is None:
+        return None
+    try:
+        return base64.b64decode(found[1], validate=True).hex()
+    except (binascii.Error, ValueError):
+        return ""
 
 
 def _base64(text: str) -> str:

@@ -134,6 +134,10 @@ class Queue:
             if self._checkpoints[step] != keep:
                 self.gone(self._checkpoints[step])
 
+    def again(self, step: int) -> None:
+        """Let the next look find the checkpoint of a step as if it had just been made."""
+        self._metas.pop(step, None)
+
     def _count_pruned(self) -> None:
         for (name, sha256), step in self._announced.items():
             here = self._checkpoints.get(step)

@@ -1,6 +1,6 @@
 """What the other side has of a run, kept on disk: `<runs_dir>/.trn/uploads/<run_id>/<digest of the four places>/`.
 
-    settled.jsonl   a line for each artifact that was accepted, or that was gone before it could be sent
+    settled.jsonl   a line for each artifact that was accepted, was lost there, or was gone before it could be sent
     state.json      how far the run's events were looked at, and where the metrics are; whole or absent
     lock            held by the one process that sends
 
@@ -133,6 +133,8 @@ class Spool:
         """Of these, which were announced as the final checkpoint of a job."""
         self.skipped: set[tuple[str, str, str]] = set()
         """What was gone before it could be sent; the digest of a sample is "" then."""
+        self._steps: dict[tuple[str, str, str], int] = {}
+        """Of those that belong to a checkpoint."""
         self._lock = Lock(self.folder / "lock")
         self._log: AppendLog | None = None
         self._saved: State | None = None
@@ -166,9 +168,16 @@ class Spool:
                     self._take(from_json(line))
 
     def _take(self, line: Json) -> None:
+        if "is_lost" in line:
+            for key in [one for one, step in self._steps.items() if step == line["step"]]:
+                del self._steps[key], self.accepted[key]
+                self.finals.discard(key)
+            return
         key = (str(line["kind"]), str(line["name"]), str(line["sha256"]))
         if line["is_accepted"]:
             self.accepted[key] = line["ref"]
+            if key[0] != "sample":
+                self._steps[key] = line["step"]
             if line.get("is_final"):
                 self.finals.add(key)
         else:
@@ -178,7 +187,7 @@ class Spool:
         """Another run has the name: nothing that is known is of it. Raises StorageError."""
         self.close_log()
         remove(self.folder / "settled.jsonl")
-        self.accepted, self.skipped, self.finals = {}, set(), set()
+        self.accepted, self.skipped, self.finals, self._steps = {}, set(), set(), {}
         self._open_log()
         self.keep(replace(_new_state(), journal=journal))
 
@@ -187,6 +196,10 @@ class Spool:
 
     def accept(self, artifact: Artifact, ref: str | None, *, is_final: bool = False) -> None:
         self._append(asdict(artifact) | {"is_accepted": True, "ref": ref} | ({"is_final": True} if is_final else {}))
+
+    def forget(self, artifact: Artifact) -> None:
+        """The other side has lost it: nothing of its checkpoint counts as accepted."""
+        self._append({"kind": artifact.kind, "name": artifact.name, "step": artifact.step, "is_lost": True})
 
     def skip(self, kind: str, name: str, step: int, sha256: str) -> None:
         if (kind, name, sha256) not in self.skipped:

@@ -24,7 +24,7 @@ from trn.errors import StorageError
 from trn.records import JsonError, Outcome, read_json
 from trn.transfer.client import Client
 from trn.worker.upload_artifacts import Artifact, Checkpoint, Gone, Sample
-from trn.worker.upload_http import Denied, Fenced, Over, Refused, Sender, Unreachable, creation
+from trn.worker.upload_http import Denied, Fenced, Over, Refused, Sender, Unreachable, creation, says_otherwise
 from trn.worker.upload_lanes import FileLane, MetricsLane
 from trn.worker.upload_metrics import Metrics
 from trn.worker.upload_patience import Patience, reason_of
@@ -41,6 +41,7 @@ Terminal = Mapping[str, Any] | Callable[[Report], Mapping[str, Any]]
 
 _LOOK_EVERY_S = 0.5
 _METRICS_EVERY_S = 2.0
+_KEPT_FOR_END_S = 10.0
 _ANNOUNCED = "the final checkpoint, as such"
 
 
@@ -67,8 +68,9 @@ class Uploads:
         self._poll_s = poll_s
         self._is_abandoned, self._is_ending = threading.Event(), threading.Event()
         self._is_drained, self._has_terminal = threading.Event(), threading.Event()
-        self._until_s = self._drain_until_s = self._tell_until_s = math.inf
-        """By the monotonic clock: of what goes on now, of all but the end, of the end."""
+        self._drain_until_s = self._tell_until_s = math.inf
+        """By the monotonic clock: of all but the end, of the end."""
+        self._is_telling = False
         self._sender = Sender(client, headers, self._is_over)
         self._spool = Spool(run_dir, run_id, endpoints)
         metrics = Metrics(run_dir / "reports" / "train_metrics.jsonl", self._spool, run_id, job_id)
@@ -100,6 +102,7 @@ class Uploads:
         self._terminal: Terminal | None = None
         self._is_told = False
         self._final: Artifact | None = None
+        self._has_lost = False
         self._looked_s = -math.inf
         self._has_begun = False
         """Whether the run has, so that there is something to look at."""
@@ -117,8 +120,8 @@ class Uploads:
         """
         now_s = time.monotonic()
         if not self._is_ending.is_set():
-            self._drain_until_s = now_s + deadline_s - (0.0 if terminal is None else min(10.0, deadline_s / 4))
-            self._until_s = self._drain_until_s  # for what is under way too
+            drain_s = deadline_s - (0.0 if terminal is None else min(_KEPT_FOR_END_S, deadline_s / 4))
+            self._drain_until_s = min(self._drain_until_s, now_s + drain_s)
             self._find_final()
         self._is_ending.set()
         if self._thread.ident is None:
@@ -126,10 +129,17 @@ class Uploads:
         if terminal is None:
             self._is_drained.wait(deadline_s)
         else:
-            self._terminal, self._tell_until_s = terminal, now_s + deadline_s
+            self._terminal, self._tell_until_s = terminal, min(self._tell_until_s, now_s + deadline_s)
             self._has_terminal.set()
-            self._thread.join(deadline_s)
+            while self._thread.is_alive() and (left_s := self._tell_until_s - time.monotonic()) > 0:
+                self._thread.join(min(left_s, self._poll_s))  # the end may come nearer meanwhile
         return self.report()
+
+    def hurry(self, seconds: float) -> None:
+        """From any thread: so many seconds are left, half of them for what the end comes after."""
+        now_s = time.monotonic()
+        self._drain_until_s = min(self._drain_until_s, now_s + seconds / 2)
+        self._tell_until_s = min(self._tell_until_s, now_s + seconds)
 
     def _find_final(self) -> None:
         try:
@@ -148,7 +158,8 @@ class Uploads:
     # all below belongs to the thread, but for `report`, which only reads
 
     def _is_over(self) -> bool:
-        return self._is_abandoned.is_set() or time.monotonic() >= self._until_s
+        until_s = self._tell_until_s if self._is_telling else self._drain_until_s
+        return self._is_abandoned.is_set() or time.monotonic() >= until_s
 
     def _run(self) -> None:
         try:
@@ -253,14 +264,28 @@ class Uploads:
         if not self._spool.has(final) or self._spool.has(final, is_final=True):
             return False
         try:
-            self._sender.ask("POST", self._endpoints.checkpoint, creation(final, self._names, is_final=True))
-            self._spool.accept(final, self._spool.accepted.get(final.identity), is_final=True)
+            answer = self._sender.ask("POST", self._endpoints.checkpoint, creation(final, self._names, is_final=True))
             self._of_end.worked()
+            if says_otherwise(answer, final):
+                self._send_again(final)
+            else:
+                self._spool.accept(final, self._spool.accepted.get(final.identity), is_final=True)
         except Refused as error:
             self._give_up(_ANNOUNCED, error.reason)
         except Unreachable as error:
             self._of_end.failed(error, is_ending=True)
         return True
+
+    def _send_again(self, lost: Artifact) -> None:
+        """Once: all of a checkpoint that was accepted and that the other side has no longer."""
+        if self._has_lost:
+            self._give_up(_ANNOUNCED, "it has lost twice what it had accepted")
+            return
+        self._has_lost = True
+        self._say(f"trn: {lost.name} is sent once more: the other side has lost what it had accepted")
+        self._spool.forget(lost)
+        self._queue.again(lost.step)
+        self._looked_s = -math.inf
 
     def _give_up(self, what: str, reason: str) -> None:
         self._failed[what] = reason
@@ -276,7 +301,7 @@ class Uploads:
     def _tell_end(self) -> None:
         """The last word, under the key of the job."""
         given, url = self._terminal, self._endpoints.terminal
-        self._until_s = self._tell_until_s
+        self._is_telling = True
         if given is None or not url or self._job_id in self._spool.state.terminals:
             self._is_told = True
             return
