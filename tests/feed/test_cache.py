@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -30,12 +31,14 @@ from trn.feed import (
 )
 from trn.feed.cache import find_cache, find_cache_at, open_cache_at, verify_cache
 from trn.feed.manifest import write_manifest
+from trn.feed.mapped import MappedRows
 from trn.feed.order import Remainder
 from trn.feed.tensors import to_tensors
 from trn.files import Lock
 
 WriteParquet = Callable[..., str]
 COLUMNS = ["id", "pair", "name"]
+EMPTY = pa.record_batch({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())})
 
 
 @pytest.fixture
@@ -122,6 +125,20 @@ def test_rows_of_many_pieces_are_found(dataset: Dataset, folder: Path, monkeypat
     taken = mapped.take(backwards)
     assert taken.column("id").to_pylist() == backwards.tolist()
     assert taken.column("name").to_pylist() == [f"row {row}" for row in backwards.tolist()]
+    mapped.close()
+
+
+@pytest.mark.parametrize("sizes", [[5], [4, 4, 4], [4, 4, 3], [4, 4, 5], [3, 4, 4], [4, 2, 4], [0, 4, 4, 0, 1]])
+def test_rows_are_found_in_pieces_of_any_sizes(sizes: list[int], tmp_path: Path) -> None:
+    path, rows = tmp_path / "rows.arrow", sum(sizes)
+    table = pa.table({"id": np.arange(rows), "text": [str(row) for row in range(rows)]})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        for size, end in zip(sizes, itertools.accumulate(sizes), strict=True):
+            writer.write_batch(table.slice(end - size, size).combine_chunks().to_batches()[0] if size else EMPTY)
+    mapped = MappedRows(path, ["id", "text"], size_bytes=path.stat().st_size)
+    asked = np.array([*range(rows), *reversed(range(rows))], np.int64)
+    taken = mapped.take(asked).to_pydict()
+    assert taken == {"id": asked.tolist(), "text": [str(row) for row in asked.tolist()]}
     mapped.close()
 
 

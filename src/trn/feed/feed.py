@@ -212,16 +212,18 @@ class Feed:
 
 def _cut_evenly(part: Part, cursor: Cursor, begin: int, share: int, count: int, batch_rows: int) -> Iterator[RawBatch]:
     """`count` batches of `share` rows each, all of one pass but not its first; each is noted when it is asked for."""
-    pass_index, cut = cursor.pass_index, part.rows.slice
-    row_ids, row_passes = part.row_ids, part.row_passes
-    for first in range(begin, begin + count * share, share):
-        end = first + share
-        next_cursor = Cursor(pass_index, cursor.offset + batch_rows)
+    pass_index, cut, new = cursor.pass_index, part.rows.slice, tuple.__new__
+    offset, first = cursor.offset, begin
+    some = slice(begin, begin + count * share)
+    # a row of a matrix comes in half the time of a slice, and a tuple in half the time of its own constructor
+    row_ids, row_passes = part.row_ids[some].reshape(count, share), part.row_passes[some].reshape(count, share)
+    for ids, passes in zip(row_ids, row_passes, strict=True):
+        offset += batch_rows
+        next_cursor = new(Cursor, (pass_index, offset))
         rows = cut(first, share)
-        note(rows, part, first, end)
-        yield RawBatch(
-            rows, row_ids[first:end], row_passes[first:end], cursor, next_cursor, pass_index, False, batch_rows
-        )
+        note(rows, part, first, first + share)
+        first += share
+        yield new(RawBatch, (rows, ids, passes, cursor, next_cursor, pass_index, False, batch_rows))
         cursor = next_cursor
 
 

@@ -67,6 +67,7 @@ class MappedRows:
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DataError(f"not an Arrow IPC file, or damaged: {one_line(error)}.", where=str(self.path)) from error
         self._ends = np.cumsum([piece.num_rows for piece in pieces], dtype=np.int64)
+        self._piece_rows = _even_rows(self._ends)
         self.rows = int(self._ends[-1]) if pieces else 0
         self.row_bytes = size_bytes / max(self.rows, 1)
         self._columns = [self._column(buffer, pieces, index) for index in range(len(self.schema))]
@@ -86,7 +87,9 @@ class MappedRows:
     def take(self, rows: Int64) -> pa.RecordBatch:
         """A copy of the rows of these numbers, in that order. Raises DataError where the file is not what it was."""
         self._refuse_changed()
-        piece_of = np.searchsorted(self._ends, rows, side="right")
+        # A search costs a third of what is done here for each part besides copying its rows: a division does not.
+        even = self._piece_rows
+        piece_of = rows // even if even else np.searchsorted(self._ends, rows, side="right")
         pieces = Pieces(len(rows), ()) if self._is_plain else group(self._ends, rows)
         columns = [
             column.take(piece_of, rows) if isinstance(column, _Plain) else take_arrow(column.arrays, pieces)
@@ -114,6 +117,13 @@ class MappedRows:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _even_rows(ends: Int64) -> int:
+    """How many rows each piece has, of which only the last may have fewer; 0 where it is not so."""
+    first = int(ends[0]) if len(ends) else 0
+    sizes = np.diff(ends, prepend=0)
+    return first if (sizes[:-1] == first).all() and (sizes[-1:] <= first).all() else 0
 
 
 @dataclass(frozen=True)

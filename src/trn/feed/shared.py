@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import torch
+from torch import from_numpy
 
 from trn.feed.views import given_as, shared_array
 
@@ -19,7 +20,7 @@ __all__ = ["shared_tensor", "tensors_of_given"]
 def shared_tensor(column: pa.Array) -> torch.Tensor | None:
     """`[rows]`, or `[rows, L, ...]` of fixed-size lists; None where `shared_array` gives none."""
     array = shared_array(column)
-    return None if array is None else torch.from_numpy(array)
+    return None if array is None else from_numpy(array)
 
 
 def tensors_of_given(record_batch: pa.RecordBatch, columns: Sequence[str] | None) -> dict[str, torch.Tensor] | None:
@@ -29,12 +30,12 @@ def tensors_of_given(record_batch: pa.RecordBatch, columns: Sequence[str] | None
         return None
     _, part, begin, end = given
     arrays = part.arrays
-    if columns is None:
-        if len(arrays) < record_batch.num_columns:
-            return None
-        columns = list(arrays)
-    from_numpy = torch.from_numpy
-    try:
-        return {name: from_numpy(arrays[name][begin:end]) for name in columns}
-    except KeyError:
+    if columns is None and len(arrays) < record_batch.num_columns:
         return None
+    tensors: dict[str, torch.Tensor] = {}
+    for name in arrays if columns is None else columns:
+        array = arrays.get(name)
+        if array is None:
+            return None
+        tensors[name] = from_numpy(array[begin:end])
+    return tensors
