@@ -30,7 +30,7 @@ lint: setup ## format, lint, types, import layers
 
 check: lint fast ## one command for everything but the slow tests
 
-bench: setup ## what we claim about speed, a quarter of an hour; BENCH=--quick: some minutes
+bench: setup ## what we claim about speed, twenty minutes; BENCH=--quick: some minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mlp_loop.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_step.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/own_loop.py $(BENCH)
@@ -43,6 +43,8 @@ bench: setup ## what we claim about speed, a quarter of an hour; BENCH=--quick: 
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sinks.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/feed.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/handover.py $(BENCH)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/uploads.py $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/worker.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/export.py $(BENCH)
 
 docs: setup ## write what of the docs follows from the code; a test says when it is due
