@@ -136,7 +136,8 @@ def loss(self, model, batch, before=Noisy.loss):
     import os, time
     while os.path.exists("hang"):
         time.sleep(0.05)
-    if self.steps == 24:  # two of them are a step of the run
+    if self.steps == 24 and not os.path.exists("hung"):  # two of them are a step of the run
+        open("hung", "w").close()
         open("hang", "w").close()
     self.steps += 1
     return before(self, model, batch)
@@ -161,6 +162,22 @@ def test_a_trainer_that_hangs_is_killed_when_it_is_asked_to_end_and_its_run_can_
     assert told["checkpoint"]["step"] in (5, 10)  # the newer one may not have been on disk yet
     assert "it was killed 1 s later" in told["reason"]
     assert not alive(trainer_of(job))
+
+
+def test_a_trainer_that_hangs_does_not_outlive_its_killed_worker_for_long(tmp_path: Path) -> None:
+    job = PlatformJob(tmp_path, max_steps=30, checkpoint_every=5, trainer="hanging:Hanging")
+    (tmp_path / "hanging.py").write_text(HANGS)
+    worker = job.start(TRAINER_STOP_SECONDS="1")
+    wait_for((tmp_path / "hang").exists, "the step that hangs")
+    trainer = trainer_of(job)
+    worker.kill()
+    worker.communicate(timeout=60)
+    wait_for(lambda: not alive(trainer), "the end of the trainer")
+    (tmp_path / "hang").unlink()
+    assert job.do()[0] == 0
+    said = "".join(path.read_text() for path in (job.run_dir.parent / "logs").rglob("*.log"))
+    assert "killed: 1 s after the process that started this run was gone, it had not ended" in said
+    assert job.endings() == [("completed", "completed", 0)]
 
 
 SLOW = """

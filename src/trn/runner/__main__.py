@@ -22,6 +22,7 @@ from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN, cancel_path, from_json
 from trn.runner import signals
 from trn.runner.cancelled import CancelWatch
 from trn.runner.console import say, set_up_logging
+from trn.runner.orphaned import OrphanWatch
 from trn.subprocess_contract import read_contract
 
 
@@ -52,6 +53,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--allow-change", action="append", default=[], metavar="NAME", help="go on in spite of it")
     parser.add_argument(
         "--door-pid", type=_pid, help="stop when this is no longer the parent; `parent`: whoever is now"
+    )
+    parser.add_argument(
+        "--stop-seconds", type=float, help="with --door-pid: how long it may take to end once that is gone"
     )
     args = parser.parse_args(argv)
     if not RUN_ID_PATTERN.fullmatch(args.job_id):
@@ -110,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not args.dry_run:  # that answer is for the user alone
             mask_output()
+        if args.door_pid is not None and args.stop_seconds is not None:
+            OrphanWatch(args.door_pid, args.stop_seconds, stop).start()
         world = read_world(os.environ)
         set_up_logging(world)
         if world.rank == 0 and (folder := args.runs_dir or (args.run_dir and args.run_dir.parent)):

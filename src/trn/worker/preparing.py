@@ -69,7 +69,10 @@ def prepare(job: Job, row: JobRow, client: Client, stopping: Stopping, say: Call
     return Start(
         runs_dir=job.runs_dir,
         run_id=job.run_id,
-        arguments=["--contract", str(folder / "contract.json"), *_beginning(job, None if is_there else begins_at)],
+        arguments=[
+            *("--contract", str(folder / "contract.json"), *_beginning(job, None if is_there else begins_at)),
+            *(() if stop_s is None else ("--stop-seconds", f"{stop_s:g}")),
+        ],
         processes=processes,
         config=str(settings.job_spec_path),
         grace_s=grace_s,
