@@ -681,3 +681,102 @@ def test_an_unfinished_run_resumes_as_if_nothing_had_been_freed(
 
 def _names(folder: Path, beginnings: Collection[str]) -> list[str]:
     return [name for name in os.listdir(folder) if name.startswith(tuple(beginnings))]
+
+
+# What workers and job files left
+
+
+def test_what_was_kept_of_uploads_and_workers_goes_with_their_run(runs_dir: Path, capsys: Capture) -> None:
+    run_of(runs_dir, "here", [1])
+    own, spool = runs_dir / ".trn", "0123456789abcdef"
+    for run_id in ("here", "gone", "sending"):
+        put(own / "uploads" / run_id / spool / "state.json")
+        put(own / "worker" / run_id / "contract.json")
+    put(own / "uploads" / "gone" / "mine" / "file")
+    put(own / "worker" / "strange" / "mine.txt")
+    for lock in (locks := [Lock(own / "uploads/sending" / spool / "lock"), Lock(own / "worker/sending/.lock")]):
+        assert lock.acquire()
+    found = items(answer(capsys, "--yes"))
+    assert found == {"uploads": [f".trn/uploads/gone/{spool}"], "worker": [".trn/worker/gone"]}
+    for lock in locks:
+        lock.release()
+    assert sorted(os.listdir(own / "worker")) == ["here", "sending", "strange"]
+    assert (own / "uploads/gone/mine/file").exists()
+    assert sorted(items(answer(capsys, "--yes"))) == ["uploads", "worker"], "the sender has ended"
+    assert items(answer(capsys, "--yes"))["uploads"] == [".trn/uploads/sending"], "an empty folder"
+
+
+def of_inputs(runs_dir: Path, name: str) -> list[Path]:
+    """An input that came whole, decoded data, batches of a job file, and a source of the first."""
+    own = runs_dir / ".trn"
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    folder = own / "inputs" / "sha256" / digest[:2]
+    source = put(own / "inputs" / "sources" / f"{digest[::-1]}.json")
+    source.write_text(json.dumps({"sha256": digest}))
+    return [
+        put(folder / digest, 100),
+        put(folder / f"{digest}.lock", 0),
+        put(own / "arrow" / f"{digest[:32]}.json"),
+        put(own / "arrow" / f"{digest[:32]}.arrow", 1000),
+        put(own / "mock" / f"{digest}.parquet"),
+        source,
+    ]
+
+
+def name_in(path: Path, name: str) -> None:
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    make_folder(path.parent)
+    write_atomic(path, pretty_json({"paths": [f"/cache/{digest}", f"/mock/{digest}.parquet", f"{digest[:32]}.arrow"]}))
+
+
+def with_store(runs_dir: Path) -> None:
+    with open_store(runs_dir) as store:
+        store.add(row := row_of(runs_dir, "here"))
+        store.advance(row.job_id, "completed")
+
+
+def test_inputs_that_no_run_names_are_freed_and_all_others_stay(runs_dir: Path, capsys: Capture) -> None:
+    run_dir = run_of(runs_dir, "here", [1])
+    with_store(runs_dir)
+    stay = [path for name in ("plan", "earlier", "worker", "waiting") for path in of_inputs(runs_dir, name)]
+    go = of_inputs(runs_dir, "nobody")
+    half = put(go[0].with_name(f"{'a' * 64}.part"))
+    busy = Lock(put(go[0].with_name(f"{'b' * 64}.part")).with_name(f"{'b' * 64}.lock"))
+    assert busy.acquire()
+    mine = [put(go[0].with_name("mine.txt")), put(go[2].with_name("mine.arrow")), put(go[4].with_name("mine.parquet"))]
+    name_in(run_dir / "reports/resolved_config.json", "plan")
+    name_in(run_dir / "reports/plans/resolved_config.rev-1.json", "earlier")
+    name_in(runs_dir / ".trn/worker/here/contract.json", "worker")
+    name_in(runs_dir / ".trn/queue/job-1.json", "waiting")
+    before = tree(runs_dir) | {".trn": (0, 0, 0)}  # where the store's own files come and go
+    found = answer(capsys)
+    assert tree(runs_dir) | {".trn": (0, 0, 0)} == before, "nothing was asked for"
+    freed = items(answer(capsys, "--yes"))
+    busy.release()
+    assert freed == items(found)
+    paths = {runs_dir / path for kind in ("input", "decoded") for path in freed[kind]}
+    assert paths == {*go, half}
+    assert not any(path.exists() for path in paths)
+    assert all(path.exists() for path in [*stay, *mine, busy.path])
+
+
+@pytest.mark.parametrize("who", ["a worker", "a job", "no store"])
+def test_while_a_job_is_being_prepared_what_may_be_shared_stays(runs_dir: Path, capsys: Capture, who: str) -> None:
+    of_inputs(runs_dir, "nobody")
+    worker = Lock(make_folder(runs_dir / ".trn/worker/exp01") / ".lock")
+    if who == "no store":
+        assert items(answer(capsys)) == {}
+        return
+    with_store(runs_dir)
+    if who == "a job":
+        with open_store(runs_dir) as store:
+            store.add(row_of(runs_dir, "exp01"))
+    else:
+        put(runs_dir / ".trn/worker/exp01/contract.json")
+        os.utime(runs_dir / ".trn/worker/exp01/contract.json", (1, 1))
+        assert worker.acquire()
+    assert items(answer(capsys)) == {}
+    if who == "a worker":
+        put(runs_dir / ".trn/worker/exp01/contract.json")
+        assert sorted(items(answer(capsys))) == ["decoded", "input"], "it has written down what it uses"
+        worker.release()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -22,6 +24,7 @@ from support.processes import alive
 from support.sending import wait_for
 from support.tus import tus_server
 from support.worker import PlatformJob
+from trn.doors.cli import main
 from trn.files import Holder, sha256_file
 from trn.records import read_json
 
@@ -328,6 +331,27 @@ def test_what_cannot_be_done_is_refused_with_one_ending_and_leaves_no_run(tmp_pa
     assert not job.run_dir.exists()
     (ending,) = job.endings()
     assert (ending[0], ending[2]) == ("failed", status)
+
+
+def test_what_a_worker_left_beside_the_runs_goes_with_its_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = PlatformJob(tmp_path, max_steps=2)
+    runs_dir, data = job.run_dir.parent, tmp_path / "train-0.parquet"
+    job.job["inputs"] = {"base_model_ref": {"ref": data.as_uri(), "sha256": sha256_file(data)}}
+    job.write()
+
+    def freed() -> list[str]:
+        capsys.readouterr()
+        assert main(["gc", "--yes", "--json", "--runs-dir", str(runs_dir)]) == 0
+        return sorted(row["kind"] for row in json.loads(capsys.readouterr().out)["beside"])
+
+    assert job.do()[0] == 0
+    assert freed() == []
+    assert job.do()[0] == 0, "nothing is missing"
+    shutil.rmtree(job.run_dir)
+    assert freed() == ["decoded", "worker"]
+    assert job.do()[0] == 0, "all is made again"
 
 
 # With an orchestrator

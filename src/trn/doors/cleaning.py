@@ -15,6 +15,7 @@ from typing import Any
 
 from trn.doors.disk import changed_at, freed_bytes, occupied_bytes
 from trn.doors.leftovers import LOCK_NAME, Item, items_of_run, items_of_store
+from trn.doors.unused import unused_in
 from trn.errors import StorageError
 from trn.files import Lock, is_locked, remove, remove_tree, sync_folder
 from trn.jobs import outcome_of
@@ -93,7 +94,7 @@ class Cleaner:
         """What lies beside the runs."""
         report = Report(runs_dir)
         with self._guarded():
-            items = items_of_store(runs_dir)
+            items = [*items_of_store(runs_dir), *unused_in(runs_dir)]
             if self._until is not None:
                 items = [item for item in items if max(map(changed_at, item.paths)) <= self._until]
             self._take(report, items)

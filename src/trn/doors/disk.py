@@ -1,4 +1,4 @@
-"""How much of a disk a folder takes: bytes of files, each counted once however many names it has; links not followed.
+"""What is in a folder and how much of a disk it takes: each file counted once, links not followed.
 
 Sizes are those of the contents, so that they are the same on every file system; what vanishes meanwhile counts nothing.
 """
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["changed_at", "freed_bytes", "occupied_bytes"]
+__all__ = ["changed_at", "entries", "file_names", "folder_names", "freed_bytes", "occupied_bytes"]
 
 
 def occupied_bytes(folder: Path) -> int:
@@ -51,3 +51,23 @@ def _walk(path: Path, left_out: Path | None = None) -> Iterator[os.stat_result]:
     for name in names:
         if path / name != left_out:
             yield from _walk(path / name)
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing where it is missing, or a link."""
+    if folder.is_symlink():
+        return []
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def file_names(folder: Path) -> list[str]:
+    """Of plain files in it."""
+    return [entry.name for entry in entries(folder) if entry.is_file(follow_symlinks=False)]
+
+
+def folder_names(folder: Path) -> list[str]:
+    """Of real folders in it."""
+    return [entry.name for entry in entries(folder) if entry.is_dir(follow_symlinks=False)]

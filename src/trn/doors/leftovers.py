@@ -24,13 +24,14 @@ from pathlib import Path
 
 from trn.checkpoint.folder import FILES_NAME, folder_name, is_staged
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name, reject_reason
+from trn.doors.disk import entries, file_names, folder_names
 from trn.doors.storage import TRIAL_NAME
 from trn.doors.stream import events_of
 from trn.files import is_locked
 from trn.jobs import OPEN_STATES, launch_lock, open_store, outcome_of
 from trn.records import RUN_ID_PATTERN, Json, JsonError, Outcome, read_json
 
-__all__ = ["KINDS", "Item", "items_of_run", "items_of_store", "runs_in"]
+__all__ = ["KINDS", "LOCK_NAME", "PLAN_NAME", "Item", "items_of_run", "items_of_store", "runs_in"]
 
 KINDS = {
     "checkpoint": "older than the newest two, and not the best, of a finished run",
@@ -40,6 +41,10 @@ KINDS = {
     "staging": "a run that died while it was planned",
     "sinks": "how far targets of events are, of a run that is gone",
     "log": "output of a job that nobody knows any more",
+    "uploads": "how far uploads are, of a run that is gone",
+    "worker": "what a worker wrote for a run that is gone",
+    "input": "an input that no run names",
+    "decoded": "data that were decoded for no run that is there",
 }
 """What an item is, and the sentence that says why it may go."""
 
@@ -75,27 +80,9 @@ def runs_in(runs_dir: Path) -> list[Path]:
     """The folders of all runs, by name: real folders with a plan in them."""
     return [
         runs_dir / name
-        for name in _folders(runs_dir)
+        for name in folder_names(runs_dir)
         if RUN_ID_PATTERN.fullmatch(name) and (runs_dir / name / PLAN_NAME).is_file()
     ]
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; nothing where it is missing, or a link."""
-    if folder.is_symlink():
-        return []
-    try:
-        return sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _files(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.is_file(follow_symlinks=False)]
-
-
-def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.is_dir(follow_symlinks=False)]
 
 
 # Of one run
@@ -104,7 +91,7 @@ def _folders(folder: Path) -> list[str]:
 def items_of_run(run_dir: Path) -> tuple[list[Item], str | None]:
     """What may go from a run that nobody is working on, and why checkpoints of it stay that else might go."""
     reports = run_dir / "reports"
-    cut = [Item("metrics_cut", (reports / name,)) for name in _files(reports) if _CUT.fullmatch(name)]
+    cut = [Item("metrics_cut", (reports / name,)) for name in file_names(reports) if _CUT.fullmatch(name)]
     checkpoints, reason = _checkpoints(run_dir)
     return [*checkpoints, *cut, *_leftovers(run_dir)], reason
 
@@ -112,9 +99,9 @@ def items_of_run(run_dir: Path) -> tuple[list[Item], str | None]:
 def _checkpoints(run_dir: Path) -> tuple[list[Item], str | None]:
     """Abandoned ones, and those of a finished run that are beyond what is kept."""
     folder = run_dir / "checkpoints"
-    files = set(_files(folder))
+    files = set(file_names(folder))
     steps = [step for step in (listed_steps(folder) if files else []) if meta_name(step) in files]
-    items = [Item("abandoned", (folder / name,)) for name in _folders(folder) if _is_abandoned(folder / name)]
+    items = [Item("abandoned", (folder / name,)) for name in folder_names(folder) if _is_abandoned(folder / name)]
     stay = set(steps[:_KEPT])
     outcome = outcome_of(run_dir, "")
     if outcome is not None and outcome.exit_code == 0:
@@ -135,7 +122,7 @@ def _paths(folder: Path, step: int) -> Iterator[Path]:
 
 def _is_abandoned(folder: Path) -> bool:
     """Whether it is a folder of set-aside checkpoints, with nothing else in it."""
-    return bool(_ABANDONED.fullmatch(folder.name)) and all(map(_is_of_a_checkpoint, _entries(folder)))
+    return bool(_ABANDONED.fullmatch(folder.name)) and all(map(_is_of_a_checkpoint, entries(folder)))
 
 
 def _is_of_a_checkpoint(entry: os.DirEntry[str]) -> bool:
@@ -199,13 +186,13 @@ def _leftovers(run_dir: Path) -> Iterator[Item]:
     checkpoints = run_dir / "checkpoints"
     reports = run_dir / "reports"
     for folder in (run_dir, reports, reports / "outcomes", reports / "plans", run_dir / "samples", checkpoints):
-        for name in _files(folder):
+        for name in file_names(folder):
             if _TEMPORARY.fullmatch(name) or (folder == checkpoints and _TRASH.fullmatch(name)):
                 yield Item("leftover", (folder / name,))
-    for name in _folders(checkpoints):
+    for name in folder_names(checkpoints):
         if is_staged(name) or _TRASH.fullmatch(name):
             yield Item("leftover", (checkpoints / name,))
-    files, folders = _files(checkpoints), _folders(checkpoints)
+    files, folders = file_names(checkpoints), folder_names(checkpoints)
     weights = {int(found[1]) for name in files if (found := _WEIGHTS.fullmatch(name))}
     weights |= {int(found[1]) for name in folders if (found := FILES_NAME.fullmatch(name))}
     committed = listed_steps(checkpoints) if files else []
@@ -248,7 +235,7 @@ def items_of_store(runs_dir: Path) -> list[Item]:
 
 def _dead(folder: Path) -> Iterator[Path]:
     """Folders with a lock file that nobody holds."""
-    for name in _folders(folder):
+    for name in folder_names(folder):
         lock = folder / name / LOCK_NAME
         if lock.is_file() and not lock.is_symlink() and is_locked(lock) is None:
             yield folder / name
@@ -265,7 +252,7 @@ def _note(folder: Path) -> str:
 def _wishes(runs_dir: Path) -> list[Item]:
     """Requests to cancel a job that has ended, or, of a loop of the user's own, that holds no run any more."""
     folder = runs_dir / ".trn" / "cancel"
-    names = [name for name in _files(folder) if RUN_ID_PATTERN.fullmatch(name)]
+    names = [name for name in file_names(folder) if RUN_ID_PATTERN.fullmatch(name)]
     if not names:
         return []
     with open_store(runs_dir) as store:
@@ -278,13 +265,13 @@ def _wishes(runs_dir: Path) -> list[Item]:
 def _positions(runs_dir: Path) -> Iterator[Item]:
     """Of a run that is gone, all that is known of its targets; of one that is there, what a killed sender left."""
     sinks = runs_dir / ".trn" / "sinks"
-    for folder in (sinks / name for name in _folders(sinks)):
-        found = {name: _POSITION.fullmatch(name) for name in _files(folder)}
+    for folder in (sinks / name for name in folder_names(sinks)):
+        found = {name: _POSITION.fullmatch(name) for name in file_names(folder)}
         locks = {name: folder / f"{match[1]}.lock" for name, match in found.items() if match}
         if any(is_locked(lock) is not None for lock in locks.values()):
             continue
         if not os.path.lexists(runs_dir / folder.name):
-            if len(locks) == len(_entries(folder)):
+            if len(locks) == len(entries(folder)):
                 yield Item("sinks", (folder,))
             continue
         for name in locks:
@@ -313,8 +300,8 @@ def _logs(runs_dir: Path) -> list[Item]:
 
 
 def _log_files(logs: Path) -> Iterator[Path]:
-    for year in (name for name in _folders(logs) if re.fullmatch(r"\d{4}", name)):
-        for month in (name for name in _folders(logs / year) if re.fullmatch(r"\d\d", name)):
-            for day in (name for name in _folders(logs / year / month) if re.fullmatch(r"\d\d", name)):
+    for year in (name for name in folder_names(logs) if re.fullmatch(r"\d{4}", name)):
+        for month in (name for name in folder_names(logs / year) if re.fullmatch(r"\d\d", name)):
+            for day in (name for name in folder_names(logs / year / month) if re.fullmatch(r"\d\d", name)):
                 folder = logs / year / month / day
-                yield from (folder / name for name in _files(folder))
+                yield from (folder / name for name in file_names(folder))

@@ -39,6 +39,7 @@ from trn.worker.company import Company
 from trn.worker.ending import Terminal, terminal_of, terminal_of_error
 from trn.worker.finished import finished
 from trn.worker.handing_out import refuse_unfit_folders
+from trn.worker.holding import Holding
 from trn.worker.job import Job, place_of_journal, settle_job
 from trn.worker.journal import WorkerJournal
 from trn.worker.lease import claim
@@ -101,6 +102,7 @@ class _Worker:
     def __init__(self, job: Job, job_id: str, stopping: Stopping, journal: WorkerJournal) -> None:
         self._job, self._job_id, self._stopping, self._journal = job, job_id, stopping, journal
         self._company = Company(job, job_id, stopping, _say)
+        self._holding = Holding(job.own_folder)
 
     def run(self) -> int:
         self._journal.tell("worker_started", pid=os.getpid(), defaulted=self._job.form.defaulted)
@@ -116,6 +118,7 @@ class _Worker:
             return self._finish(terminal)
         finally:
             self._company.end()
+            self._holding.end()
 
     def _bring(self) -> Terminal:
         """Prepare, and bring the run forward. Raises TrnError for what is refused before the trainer's process."""
@@ -154,6 +157,7 @@ class _Worker:
         company.open(client)
         company.look_for_wishes()
         self._require_free()
+        self._holding.begin()
         return finished(job) or prepare(job, row, client, self._stopping, _say)
 
     def _row(self) -> JobRow:
