@@ -24,7 +24,15 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from trn.errors import UsageError
 
-__all__ = ["Target", "absolute_target", "is_loopback", "is_secret_parameter", "parse_target"]
+__all__ = [
+    "Target",
+    "absolute_target",
+    "is_loopback",
+    "is_secret_parameter",
+    "names_user",
+    "parse_target",
+    "secret_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ _OF_FOLDERS = ("file", "tensorboard", "wandb", "mlflow")
 """Kinds whose URL is a scheme and a path."""
 
 _PLACE_OPTIONS = ("stream", "experiment", "project")
+_AZURE = frozenset({"abfs", "abfss", "az"})
 _SECRET_PARAMETER = re.compile(
     r"(?:.*[_.-])?(?:auth|authorization|bearer|code|jwt|key|pass|pat|pwd|sig)|"
     r".*(?:apikey|credentials?|passphrase|passwd|password|secret|signature|token)",
@@ -173,6 +182,18 @@ def _refuse_user(text: str, url: str) -> None:
 def is_secret_parameter(name: str) -> bool:
     """Whether what stands behind this name in a URL is to be taken for a secret."""
     return _SECRET_PARAMETER.fullmatch(name) is not None
+
+
+def secret_parameters(query: str) -> list[str]:
+    """The names in a query behind which a secret seems to stand."""
+    pairs = parse_qsl(query.replace(";", "&"), keep_blank_values=True)
+    return [name for name, _ in pairs if is_secret_parameter(name)]
+
+
+def names_user(scheme: str, netloc: str) -> bool:
+    """Whether somebody's name or password stands before a host. In a store of Azure, container@account is a place."""
+    before, at, _ = netloc.rpartition("@")
+    return bool(at) and not (scheme.lower() in _AZURE and before and not re.search("[:@]", before))
 
 
 def is_loopback(host: str) -> bool:

@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, unquote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from trn.addresses import names_user
 from trn.errors import DataError
 
 __all__ = ["Listed", "Store", "Url", "is_url", "parse_url", "store_of"]
@@ -33,7 +34,6 @@ REQUEST_S = 30
 _TRIES = 3
 _SAME = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}
 _ARROW = frozenset({"s3", "gs", "abfs", "abfss", "hdfs", "viewfs"})
-_AZURE = frozenset({"abfs", "abfss"})  # abfs://container@account.dfs.core.windows.net/path
 _BUCKETS = frozenset({"s3", "gs"})  # no bucket has a port
 _WEB = frozenset({"http", "https"})
 _ON_DISK = frozenset({"file", "local"})
@@ -130,9 +130,9 @@ def _names_somebody(scheme: str, place: str, query: str) -> bool:
 
     A slash in a password ends the place before its "@": what follows a colon must then be a port.
     """
-    before, at, account = place.rpartition("@")
-    if at and not (scheme in _AZURE and not re.search("[:@]", before)):
+    if names_user(scheme, place):
         return True
+    account = place.rpartition("@")[2]
     if ":" in account and (scheme in _BUCKETS or not _PORT.fullmatch(account)):
         return True
     return bool(_USER.search(unquote(query))) if scheme in _WEB else "@" in unquote(query)

@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from trn.addresses import is_secret_parameter
+from trn.addresses import names_user, secret_parameters
 from trn.errors import Problem
 from trn.spec.nodes import Node
 from trn.spec.words import dotted, found, nearest, one_of
@@ -50,8 +50,6 @@ INPUT_KEYS = (
 UPLOAD_KEYS = ("metrics_url", "checkpoint_url", "sample_url", "terminal_url")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s]+|file:/[^\s]*")
-_AZURE = ("abfs", "abfss", "az")
-"""container@account is a place there."""
 _MOST_SUGGESTIONS = 20  # hostile documents have thousands of keys
 
 
@@ -271,9 +269,7 @@ def _leads_somewhere(parts: SplitResult) -> bool:
 
 def _secret_in(parts: SplitResult) -> str | None:
     """What of a URL looks like a secret."""
-    before, at, _ = parts.netloc.rpartition("@")
-    if at and not (parts.scheme.lower() in _AZURE and before and not re.search("[:@]", before)):
+    if names_user(parts.scheme, parts.netloc):
         return "what stands before the @"
-    query = f"{parts.query}&{parts.fragment}".replace(";", "&")
-    names = (name for name, _ in parse_qsl(query, keep_blank_values=True))
-    return next((f"{found(name, quoted=False)}=" for name in names if is_secret_parameter(name)), None)
+    names = secret_parameters(f"{parts.query}&{parts.fragment}")
+    return f"{found(names[0], quoted=False)}=" if names else None

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
-from trn.addresses import is_loopback, is_secret_parameter
+from trn.addresses import is_loopback, names_user, secret_parameters
 
 __all__ = ["Place", "may_have_token", "place_of", "shown"]
 
@@ -59,7 +59,7 @@ def place_of(url: str, *, from_server: bool = False) -> Place:
     scheme = parts.scheme.lower()
     if scheme not in _PORTS:
         raise ValueError("it is neither https:// nor http://")
-    if "@" in parts.netloc:
+    if names_user(scheme, parts.netloc):
         raise ValueError("a name or a password stands before its host")
     host = (parts.hostname or "").lower().rstrip(".")
     if not _HOST.fullmatch(host):
@@ -73,9 +73,8 @@ def place_of(url: str, *, from_server: bool = False) -> Place:
 def _refuse_secrets(query: str, fragment: str) -> None:
     if fragment:
         raise ValueError("what follows its # never reaches a server")
-    for name, _ in parse_qsl(query.replace(";", "&"), keep_blank_values=True):
-        if is_secret_parameter(name):
-            raise ValueError("one of its parameters looks like a secret, and a URL is written down")
+    if secret_parameters(query):
+        raise ValueError("one of its parameters looks like a secret, and a URL is written down")
 
 
 def may_have_token(place: Place, hosts: Iterable[str]) -> bool:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from typing import Any
-from urllib.parse import parse_qsl
 
-from trn.addresses import is_secret_parameter
+from trn.addresses import names_user, secret_parameters
 from trn.transfer.answers import Refused, Unreachable
 
 __all__ = ["StoredBody", "open_stored", "store_url"]
 
 _SHAPE = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE)
-_AZURE = frozenset({"abfs", "abfss", "az"})
-"""container@account is a place there."""
 _HINT = "pip install 'trn-runtime[remote]'"
 
 
@@ -30,10 +27,9 @@ def store_url(url: str) -> str:
     scheme, place, _, query = found[1].lower(), found[2], found[3], found[4] or ""
     if scheme in ("local", "file"):
         raise ValueError("write what is on this disk as a path")
-    before, at, _ = place.rpartition("@")
-    if at and not (scheme in _AZURE and not re.search("[:@]", before)):
+    if names_user(scheme, place):
         raise ValueError("a name or a password stands before its host")
-    if any(is_secret_parameter(name) for name, _ in parse_qsl(query.replace(";", "&"), keep_blank_values=True)):
+    if secret_parameters(query):
         raise ValueError("one of its parameters looks like a secret, and a URL is written down")
     return scheme
 
