@@ -24,6 +24,7 @@ from support.stand_in import metrics_line, outcome_of_job
 from trn import files
 from trn.checkpoint.meta import CheckpointMeta, checkpoint_name, listed_steps, meta_name
 from trn.doors.cli import main
+from trn.doors.disk import freed_bytes
 from trn.files import AppendLog, Lock, link_atomic, make_folder, write_atomic
 from trn.jobs import job_log, launch_lock, open_store
 from trn.journal import EventLog
@@ -780,3 +781,65 @@ def test_while_a_job_is_being_prepared_what_may_be_shared_stays(runs_dir: Path, 
         put(runs_dir / ".trn/worker/exp01/contract.json")
         assert sorted(items(answer(capsys))) == ["decoded", "input"], "it has written down what it uses"
         worker.release()
+
+
+def test_what_a_run_uses_by_another_name_stays(runs_dir: Path, capsys: Capture) -> None:
+    run_dir = run_of(runs_dir, "fork", [1])
+    with_store(runs_dir)
+    base = put(runs_dir / ".trn/worker/gone/base_model.bin")
+    put(base.with_name("contract.json"))
+    *_, decoded, rows, _, _ = of_inputs(runs_dir, "nobody")
+    data = {"fingerprint": hashlib.sha256(b"data").hexdigest()}
+    write_atomic(decoded, pretty_json(data))  # under a key that follows from data and columns, and stands in no plan
+    write_atomic(run_dir / "reports/resolved_config.json", pretty_json({"inputs": [str(base)], "dataset": data}))
+    assert sorted(items(answer(capsys, "--yes"))) == ["input"]
+    assert all(path.exists() for path in (base, decoded, rows))
+
+
+def test_what_a_worker_left_that_was_killed_while_it_fetched_goes(runs_dir: Path, capsys: Capture) -> None:
+    own = runs_dir / ".trn/worker/gone"
+    put(own / "origin/checkpoints/step-00000001.pt", 1000)
+    with Lock(own / ".lock"):
+        assert items(answer(capsys)) == {}
+    assert items(answer(capsys)) == {"worker": [".trn/worker/gone"]}
+
+
+@pytest.mark.parametrize("who", ["a job", "a worker that prepares", "a worker that has prepared"])
+def test_nothing_that_is_shared_goes_from_the_moment_that_another_job_is_begun(
+    runs_dir: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    with_store(runs_dir)
+    shared, own = of_inputs(runs_dir, "nobody"), put(runs_dir / ".trn/worker/exp01/contract.json")
+    lock = Lock(runs_dir / ".trn/worker/exp02/.lock")
+
+    def begun_meanwhile(sets: Sequence[Sequence[Path]]) -> list[int]:
+        if who == "a job":
+            with open_store(runs_dir) as store:
+                store.add(row_of(runs_dir, "exp01"))
+        else:
+            make_folder(lock.path.parent)
+            assert lock.acquire()
+            if who == "a worker that has prepared":
+                put(lock.path.with_name("contract.json"))
+        return freed_bytes(sets)
+
+    monkeypatch.setattr("trn.doors.cleaning.freed_bytes", begun_meanwhile)
+    rows = answer(capsys, "--yes")["beside"]
+    assert sorted({row["kind"] for row in rows}) == ["decoded", "input", "worker"]
+    assert {row["kind"] for row in rows if row["removed"]} == (set() if who == "a job" else {"worker"})
+    assert own.exists() is (who == "a job"), "which nobody but a worker of its own run would use"
+    assert all(path.exists() for path in shared)
+    lock.release()
+
+
+def test_a_plan_that_cannot_be_read_keeps_what_it_may_name_and_nothing_else(runs_dir: Path, capsys: Capture) -> None:
+    with_store(runs_dir)
+    found = of_inputs(runs_dir, "nobody")
+    put(runs_dir / ".trn/sinks/gone/0123456789abcdef.json")
+    make_folder(runs_dir / "odd/reports")
+    os.symlink("/proc/self/mem", runs_dir / "odd/reports/resolved_config.json")  # a file whose first byte is an error
+    assert main(["gc", "--yes", "--json"]) == 74
+    out, err = capsys.readouterr()
+    assert [row["kind"] for row in json.loads(out)["beside"]] == ["sinks"]
+    assert "Input/output error" in err
+    assert all(path.exists() for path in found)

@@ -93,8 +93,11 @@ class Cleaner:
     def beside(self, runs_dir: Path) -> Report:
         """What lies beside the runs."""
         report = Report(runs_dir)
+        items: list[Item] = []
+        for find in (items_of_store, unused_in):
+            with self._guarded():
+                items += find(runs_dir)
         with self._guarded():
-            items = [*items_of_store(runs_dir), *unused_in(runs_dir)]
             if self._until is not None:
                 items = [item for item in items if max(map(changed_at, item.paths)) <= self._until]
             self._take(report, items)
@@ -143,7 +146,7 @@ class Cleaner:
 def _remove(item: Item) -> bool:
     """Whether it is gone now; each path durably before the next, so that a commit mark goes first."""
     with _holding(item.lock) as is_held:
-        if not is_held:
+        if not is_held or not item.may_still_go():
             return False
         for path in item.paths:
             if path.is_dir() and not path.is_symlink():

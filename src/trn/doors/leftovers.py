@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +68,13 @@ _HOLDER = re.compile(r"\bjob=(\S+)")
 class Item:
     """One thing that may go: `paths` in the order in which they go, a folder with all that is in it.
 
-    `lock` is one that whoever removes it must hold, besides the run's own.
+    `lock` is one that whoever removes it must hold, besides the run's own; `may_still_go` is asked while it is held.
     """
 
     kind: str
     paths: tuple[Path, ...]
     lock: Path | None = None
+    may_still_go: Callable[[], bool] = lambda: True
 
 
 def runs_in(runs_dir: Path) -> list[Path]:

@@ -4,8 +4,9 @@
     CACHE/sha256/ab/abcd....part      ... on their way, .note: of which version; .lock: who fetches
     CACHE/sources/<sha256 of URL>.*   the same of a source whose digest nobody told, and .json: what it was last time
 
-Whoever uses a file of it has hashed it before, as a stranger's code is handed these paths. Nothing is ever removed but
-what is damaged: the folder is a cache, and may be deleted whole whenever nobody fetches.
+Whoever uses a file of it has hashed it before, as a stranger's code is handed these paths. Nothing is ever removed here
+but what is damaged: the folder is a cache, and may be deleted whole whenever nobody fetches. Of one beside the runs,
+`trn gc` frees what none of them names.
 """
 
 from __future__ import annotations
