@@ -152,8 +152,21 @@ def test_a_server_that_loses_the_final_checkpoint_again_is_told_of(tmp_path: Pat
         report = send(run, server.endpoints, {"status": "completed"})
         assert not report.is_complete
         assert report.failed == ("the final checkpoint, as such: it has lost twice what it had accepted",)
+        assert server.ends["job-1"]["final_checkpoint"] is None
         assert send(run, server.endpoints, {"status": "completed"}, job_id="job-2").is_complete, "once more"
         assert server.whole() == on_disk(run)
+
+
+def test_what_is_lost_when_the_time_is_over_is_pending(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    with tus_server(tmp_path) as server:
+        server.garble["loses"] = 1
+        uploading = Uploading(run, server.endpoints, say=lambda line: uploading.uploads.hurry(0))
+        with uploading as uploads:
+            report = uploads.finish(None, 20)
+        assert server.whole() != on_disk(run)
+    assert not report.is_complete
+    assert report.pending == 1
 
 
 def test_a_location_that_is_gone_is_made_anew(tmp_path: Path) -> None:

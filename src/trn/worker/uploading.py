@@ -278,14 +278,14 @@ class Uploads:
 
     def _send_again(self, lost: Artifact) -> None:
         """Once: all of a checkpoint that was accepted and that the other side has no longer."""
+        self._spool.forget(lost)
         if self._has_lost:
             self._give_up(_ANNOUNCED, "it has lost twice what it had accepted")
             return
         self._has_lost = True
         self._say(f"trn: {lost.name} is sent once more: the other side has lost what it had accepted")
-        self._spool.forget(lost)
         self._queue.again(lost.step)
-        self._looked_s = -math.inf
+        self._look(at_once=True)  # the time may be over now, and it is pending
 
     def _give_up(self, what: str, reason: str) -> None:
         self._failed[what] = reason
