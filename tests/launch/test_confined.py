@@ -110,7 +110,11 @@ def test_memory_beyond_the_limit_is_a_memory_error_there_and_in_its_children(tmp
         large = bytearray({300 * MIB})
     """
     status, said, failure = run(tmp_path, code, memory_bytes=200 * MIB)
-    assert (status, failure) == (1, None)  # of its own: the runner makes an outcome of it
+    limit = f"{200 * MIB:,} bytes"
+    assert (status, failure) == (
+        1,
+        (89, f"it was refused memory: its limit is {limit}"),
+    )  # a runner's outcome goes first
     assert said.splitlines()[0] == "MemoryError"
     assert said.splitlines()[-1] == "MemoryError"
 
@@ -142,6 +146,30 @@ def test_an_abort_for_want_of_memory_is_named(tmp_path: Path) -> None:
     assert run(tmp_path, code)[2] is None
     (tmp_path / "job.log").unlink()
     assert run(tmp_path, "import os; os.abort()", memory_bytes=400 * MIB)[2] is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "MemoryError",
+        "MemoryError: std::bad_alloc",
+        "ImportError: libarrow.so: cannot map zero-fill pages",
+        "OpenBLAS error: Memory allocation still failed after 10 retries, giving up.",
+        "OSError: [Errno 12] Cannot allocate memory",
+    ],
+)
+def test_a_limit_that_the_libraries_alone_exceed_is_named(tmp_path: Path, line: str) -> None:
+    def end(*said: str, **limits: Any) -> tuple[int, str] | None:
+        text = "".join(f"{one}\n" for one in said)
+        status, _, failure = run(tmp_path, f"import os; os.write(2, {text.encode()!r}); os._exit(1)", **limits)
+        assert status == 1
+        (tmp_path / "job.log").unlink()
+        return failure
+
+    limit = 400 * MIB
+    assert end("Traceback", line, memory_bytes=limit) == (89, f"it was refused memory: its limit is {limit:,} bytes")
+    assert end("Traceback", line) is None, "without a limit it says nothing of ours"
+    assert end(line, "ValueError: and then", memory_bytes=limit) is None, "it ended with something else"
 
 
 def test_time_that_is_over_is_asked_for_and_then_taken(tmp_path: Path) -> None:

@@ -46,6 +46,11 @@ _KILLED_FIRST = 500
 """Of 1000: where memory runs out the kernel takes the trainer, and its starter lives to tell."""
 _LOOK_EVERY_S = 0.02
 _LAST_WORDS_BYTES = 4096
+_REFUSED_MEMORY = re.compile(
+    rb"MemoryError\b|std::bad_alloc|cannot map zero-fill pages|failed to map segment|Cannot allocate memory"
+    rb"|Memory allocation still failed|can't start new thread"
+)
+"""How Python, C++, the dynamic loader, the C library and OpenBLAS tell it; the stack of a thread is memory too."""
 _UNLIMITED = 1 << 62
 _SET_DUMPABLE = 4
 
@@ -179,10 +184,18 @@ class _ConfinedHandle(Handle):
             return exit_code(
                 "out_of_memory"
             ), "the kernel killed it, since the machine or its container ran out of memory"
-        if status == -signal.SIGABRT and self._confinement.memory_bytes and b"std::bad_alloc" in self._last_words():
+        if self._confinement.memory_bytes and self._has_been_refused_memory(status):
+            how = ", and aborted" if status == -signal.SIGABRT else ""
             limit = f"{self._confinement.memory_bytes:,} bytes"
-            return exit_code("out_of_memory"), f"it was refused memory, and aborted: its limit is {limit}"
+            return exit_code("out_of_memory"), f"it was refused memory{how}: its limit is {limit}"
         return None
+
+    def _has_been_refused_memory(self, status: int) -> bool:
+        """By its last words: C++ aborts; an interpreter that could not even load its libraries exits with 1."""
+        words = self._last_words()
+        if status == -signal.SIGABRT:
+            return b"std::bad_alloc" in words
+        return status == 1 and _REFUSED_MEMORY.search(words.rstrip().rpartition(b"\n")[2]) is not None
 
     def _is_over(self) -> bool:
         try:
