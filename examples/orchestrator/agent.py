@@ -66,12 +66,16 @@ def main() -> int:
     parser.add_argument("--allow", default="", help="comma list of trainers, module:Class, that a job may name")
     given = parser.parse_args()
     operator_token = (given.keys / "operator.jwt").read_text()
+    done = 0
     while (job := next_job(given.url, operator_token)) is not None:
         places = {"keys": given.keys, "work": given.work, "package": given.package}
         status = bring(job, url=given.url, allowed=given.allow, **places)
         print(f"{job['run_id']}: the worker ended with {status}", flush=True)
         if status:  # whether it is worth another try, a platform knows from docs/exit-codes.md
             return status
+        done += 1
+    if not done:
+        print("no job waits; one whose worker is gone does so once its lease is over", flush=True)
     return 0
 
 

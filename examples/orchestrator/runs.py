@@ -1,8 +1,8 @@
 """What is known of runs: the queue, who holds which, what was told of them, how they ended.
 
-    submitted ──next──> assigned ──claim──> running ──terminal──> a word of the outcome table
-        ^                                      │
-        └── preempted, upload_failed, or the lease has run out
+    queued ──next──> assigned ──claim──> running ──terminal──> a word of the outcome table
+      ^                   │                  │
+      └── nobody claimed ─┴──────────────────┴── preempted, upload_failed, or the lease has run out
 
 In memory, and after each change as a whole file, RUN_ID/run.json; step lines go to RUN_ID/metrics.jsonl. Only one
 thread may call this. A run's id is the only part of a path that came from outside, and it is checked.
@@ -59,7 +59,8 @@ class Run:
     owner: str
     job: Json
     submitted_s: float
-    is_assigned: bool = False
+    assigned_until_s: float = 0.0
+    """By the monotonic clock. Whoever was given the run has claimed it by then, or it is given to somebody else."""
     generation: int = 0
     lease: Lease | None = None
     cancel_reason: str | None = None
@@ -73,6 +74,10 @@ class Run:
     @property
     def is_held(self) -> bool:
         return self.lease is not None and time.monotonic() < self.lease.until_s
+
+    @property
+    def is_assigned(self) -> bool:
+        return time.monotonic() < self.assigned_until_s
 
     @property
     def ending(self) -> str | None:
@@ -89,6 +94,8 @@ class Run:
             return self.ending
         if self.lease is not None:
             return "lost"
+        if self.cancel_reason is not None:
+            return "cancelled"
         return "assigned" if self.is_assigned else "queued"
 
 
@@ -134,12 +141,11 @@ class Runs:
         if not waiting:
             return None
         run = min(waiting, key=lambda one: one.submitted_s)
-        run.is_assigned = True
-        self._save(run)
+        run.assigned_until_s = time.monotonic() + self.ttl_s
         return run
 
     def _waits(self, run: Run) -> bool:
-        if run.cancel_reason is not None or run.is_held:
+        if run.cancel_reason is not None or run.is_held or run.is_assigned:
             return False
         return run.state == "lost" or run.ending in _AGAIN or run.state == "queued"
 
@@ -160,7 +166,7 @@ class Runs:
         run.generation += 1
         until_s = time.monotonic() + self.ttl_s
         run.lease = Lease(secrets.token_hex(16), run.generation, worker_id, job_id, host, until_s)
-        run.is_assigned = True
+        run.assigned_until_s = 0.0
         self._save(run)
         return run.lease
 
@@ -176,7 +182,6 @@ class Runs:
     def release(self, run: Run, lease_id: str) -> None:
         lease = self._lease(run, lease_id)
         lease.until_s = 0.0
-        run.is_assigned = False
         self._save(run)
 
     def _lease(self, run: Run, lease_id: str) -> Lease:
@@ -219,14 +224,13 @@ class Runs:
         _require_tellable(payload, "the terminal state")
         if payload["job_id"] not in run.terminals:
             run.terminals[payload["job_id"]] = payload
-            run.is_assigned = False
             self._save(run)
         return run.terminals[payload["job_id"]]
 
     # the disk
 
     def _save(self, run: Run) -> None:
-        known = {key: value for key, value in vars(run).items() if key != "lines"}
+        known = {key: value for key, value in vars(run).items() if key not in ("lines", "assigned_until_s")}
         if run.lease is not None:
             known["lease"] = {key: value for key, value in vars(run.lease).items() if key != "until_s"}
             known["lease"]["is_released"] = run.lease.until_s == 0.0  # the clock itself ends with this process

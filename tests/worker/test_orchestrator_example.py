@@ -178,6 +178,7 @@ def test_jobs_come_out_of_the_queue_in_their_order_and_once(tmp_path: Path) -> N
         with pytest.raises(urllib.error.HTTPError, match="409"):
             orchestrator.submit({"run_id": "exp0", "max_steps": 4})
         orchestrator.cancel("exp1")
+        assert orchestrator.state("exp1")["state"] == "cancelled"
         found = [orchestrator.ask("POST", "/next") for _ in range(3)]
         assert [one and one["run_id"] for one in found] == ["exp0", "exp2", None]
         assert found[0] == {"run_id": "exp0", "max_steps": 3, "owner": OWNER, "release_ref": RELEASE}
@@ -192,6 +193,17 @@ def test_jobs_come_out_of_the_queue_in_their_order_and_once(tmp_path: Path) -> N
             assert worker.state()["state"] == status
             job = orchestrator.ask("POST", "/next")
             assert (job and job["run_id"]) == again
+
+
+def test_a_job_that_nobody_claims_is_handed_out_again(tmp_path: Path) -> None:
+    runs = example("runs").Runs(tmp_path, ttl_s=30.0)
+    run = runs.submit({"run_id": "exp", "owner": OWNER}, OWNER)
+    assert (runs.next(OWNER), run.state) == (run, "assigned")
+    assert runs.next(OWNER) is None
+    run.assigned_until_s -= 31.0  # its worker was refused by itself, and told nobody
+    assert run.state == "queued"
+    assert runs.next(OWNER) is run
+    assert example("runs").Runs(tmp_path).next(OWNER).run_id == "exp", "nor does a restart forget it"
 
 
 @pytest.mark.parametrize("run_id", ["../x", "", ".x", "a/b", "x" * 65, None, 7, "ü", "a\n"])
