@@ -12,7 +12,7 @@ from trn.checkpoint.meta import CheckpointMeta
 from trn.errors import DataError
 from trn.spec.job_form import Input
 from trn.transfer.client import Client
-from trn.worker.inputs import fetch_inputs
+from trn.worker.inputs import fetch_inputs, telling
 
 WEIGHTS = b"weights of step 3"
 META = CheckpointMeta(
@@ -64,6 +64,33 @@ def test_a_file_from_elsewhere_keeps_its_ending_and_data_need_none(server: Serve
     assert found["base_model"] == str(tmp_path / "own/base_model.safetensors")
     assert Path(found["base_model"]).read_bytes() == b"base"
     assert Path(found["dataset/0000"]).read_bytes() == b"data"
+
+
+def test_progress_is_told_when_there_is_some_every_ten_seconds_and_when_all_is_there() -> None:
+    lines: list[str] = []
+    now_s = 0.0
+    progress = telling(lines.append, lambda: now_s)
+    for tick in range(100):  # half a second each
+        now_s = tick / 2
+        progress(0 if tick < 40 else 1000 * (tick - 40), None if tick < 41 else 59_000)
+    assert lines == [
+        "trn: inputs: 1,000 of 59,000 bytes",
+        "trn: inputs: 21,000 of 59,000 bytes",
+        "trn: inputs: 41,000 of 59,000 bytes",
+        "trn: inputs: 59,000 of 59,000 bytes",
+    ]
+
+
+def test_a_source_that_does_not_answer_is_named_once(server: Served, tmp_path: Path) -> None:
+    url = server.put("/base", b"base", Way(503), Way(503))
+    lines: list[str] = []
+    client = Client(None, frozenset(), timeout_s=5.0)
+    wanted = [Input("base_model", url)]
+    fetch_inputs(wanted, tmp_path / "c", tmp_path / "o", client, is_stopped=lambda: False, say=lines.append)
+    assert lines == [
+        f"trn: input base_model ({url}): it answered 503 Service Unavailable; it is asked again",
+        "trn: inputs: 4 of 4 bytes",
+    ]
 
 
 def test_what_is_on_this_disk_stays_where_it_is_also_as_a_url(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ class Tools:
     patience_s: float
     tell: Callable[[int, int | None], None]
     """How many bytes of it are here, and of how many."""
+    warn: Callable[[str], None]
+    """In a line, that a source has not answered and is asked again."""
 
     def go_on(self) -> None:
         """Raises Halted where it is told to."""
@@ -56,6 +58,7 @@ class Arrival:
         self._patience = patience
         self._tools = tools
         self._version: tuple[str | None, str | None] = (None, None)
+        self._has_warned = False
         self._etag = self._noted()
         self._drop_unversioned()
 
@@ -97,6 +100,9 @@ class Arrival:
                         where=self._wanted.where,
                         hint="Check the URL and the network; what has come is kept.",
                     ) from error
+                if not self._has_warned:
+                    self._has_warned = True
+                    self._tools.warn(f"{self._wanted.where}: {error.reason}; it is asked again")
                 self._patience.wait(error.retry_after_s, self._tools.halt)
             except Refused as error:
                 # 416, 206: what is asked for beyond the bytes that are here is not to be had

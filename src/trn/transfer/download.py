@@ -40,6 +40,10 @@ def _never() -> bool:
     return False
 
 
+def _nobody(line: str) -> None:
+    return None
+
+
 def fetch(
     wanted: Sequence[Wanted],
     cache_dir: Path,
@@ -48,14 +52,15 @@ def fetch(
     parallel: int = 4,
     is_stopped: Callable[[], bool] = _never,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = _nobody,
     patience_s: float = _PATIENCE_S,
 ) -> list[Fetched]:
     """All of `wanted`, in its order; none where one of them cannot be had.
 
     A source that gives nothing for `patience_s` is given up. `is_stopped` and `progress` (at most twice a second, and
-    at the end) are called on this thread. Raises DataError and Unauthorized, which name the input; StorageError for
-    the cache's disk; Stopped within a second of `is_stopped`. What had come by then is kept, and read on from the next
-    time.
+    at the end) are called on this thread; `warn` on any, once for each input whose source does not answer at first.
+    Raises DataError and Unauthorized, which name the input; StorageError for the cache's disk; Stopped within a second
+    of `is_stopped`. What had come by then is kept, and read on from the next time.
     """
     plan = [judged(one) for one in wanted]
     if any(local_path(one) is None for one in plan):
@@ -64,7 +69,7 @@ def fetch(
     halt = threading.Event()
     room = Room(cache_dir)
     work = [
-        (one, Tools(Cache(cache_dir), client, halt, room, patience_s, partial(meter.put, index)))
+        (one, Tools(Cache(cache_dir), client, halt, room, patience_s, partial(meter.put, index), warn))
         for index, one in enumerate(plan)
     ]
     crew = _Crew(work, halt, meter, parallel)

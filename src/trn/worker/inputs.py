@@ -10,6 +10,7 @@ A trainer gets paths; what was fetched, and with which digest, stands in the pla
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -18,12 +19,13 @@ from urllib.parse import urlsplit
 from trn.files import link_atomic, make_folder
 from trn.spec.job_form import Input
 from trn.transfer.client import Client
-from trn.transfer.download import Fetched, Wanted, fetch
+from trn.transfer.download import Fetched, Progress, Wanted, fetch
 from trn.worker.origin import bring_origin
 
-__all__ = ["RESUME_CHECKPOINT", "fetch_inputs"]
+__all__ = ["RESUME_CHECKPOINT", "fetch_inputs", "telling"]
 
 RESUME_CHECKPOINT = "resume_checkpoint"
+_SAY_EVERY_S = 10.0
 _ENDING = re.compile(r"\.[A-Za-z0-9_]{1,16}")
 
 
@@ -41,12 +43,13 @@ def fetch_inputs(
     Raises DataError, Unauthorized, StorageError, Stopped.
     """
 
-    def progress(done: int, total: int | None) -> None:
-        of = f" of {total:,}" if total else ""
-        say(f"trn: inputs: {done:,}{of} bytes")
-
     bring: Callable[[Sequence[Wanted]], list[Fetched]] = partial(
-        fetch, cache_dir=cache_dir, client=client, is_stopped=is_stopped, progress=progress
+        fetch,
+        cache_dir=cache_dir,
+        client=client,
+        is_stopped=is_stopped,
+        progress=telling(say),
+        warn=lambda line: say(f"trn: {line}"),
     )
     plain = [one for one in inputs if one.name != RESUME_CHECKPOINT]
     wanted = [Wanted(one.name, one.source, one.sha256, one.size_bytes) for one in plain]
@@ -55,6 +58,20 @@ def fetch_inputs(
         if one.name == RESUME_CHECKPOINT:
             found[one.name] = str(bring_origin(one, own_dir / "origin", bring))
     return found
+
+
+def telling(say: Callable[[str], None], clock_s: Callable[[], float] = time.monotonic) -> Progress:
+    """Says how far inputs are: when all is there, and every ten seconds if there is more; a log is read by people."""
+    told, told_at = (0, 0), clock_s()
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal told, told_at
+        if (done, total or 0) == told or (done != total and clock_s() - told_at < _SAY_EVERY_S):
+            return
+        told, told_at = (done, total or 0), clock_s()
+        say(f"trn: inputs: {done:,}{f' of {total:,}' if total else ''} bytes")
+
+    return progress
 
 
 def _named(found: Fetched, cache_dir: Path, folder: Path) -> Path:
