@@ -75,8 +75,40 @@ def test_a_url_to_which_nothing_could_be_sent_is_refused_at_once(environ: dict[s
     assert "=secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("TRAINER_ARTIFACTS_DIR", "TRN_RUNS_DIR", "TRAINER_CHECKPOINTS_DIR", "TRAINER_SAMPLES_DIR"),
+        *("TRAINER_METRICS_DIR", "TRAINER_CACHE_DIR", "TRAINER_EVENTS_PATH"),
+    ],
+)
+def test_a_folder_that_is_a_file_or_below_one_is_refused_by_its_name(
+    environ: dict[str, str], tmp_path: Path, name: str
+) -> None:
+    for place in ("job.json/events.jsonl", "job.json/a/b", *(() if name.endswith("_PATH") else ("job.json",))):
+        with pytest.raises(StartupRefused) as caught:
+            read_settings(environ | {name: str(tmp_path / place)})
+        assert str(caught.value) == (
+            f"worker refused [startup.invalid_artifact_paths] at {name}: expected a folder, and"
+            f" {tmp_path / 'job.json'} is none. Name another one."
+        )
+
+
 def test_a_limit_of_zero_is_no_limit(environ: dict[str, str]) -> None:
     assert read_settings(environ | {"TRAINER_MAX_RUNTIME_SECONDS": "0"}).max_runtime_s == 0.0
+
+
+def test_a_limit_says_what_zero_means_for_it(environ: dict[str, str]) -> None:
+    for name, zero in (("STOP", "no limit"), ("UPLOAD", "no time"), ("LEASE_WAIT", "no waiting")):
+        with pytest.raises(StartupRefused, match=f"0 means {zero}"):
+            read_settings(environ | {f"TRAINER_{name}_SECONDS": "soon"})
+
+
+def test_a_word_that_is_no_switch_neither_cancels_nor_trains(environ: dict[str, str]) -> None:
+    assert read_settings(environ | {"TRAINER_CANCELLED": "Yes"}).is_cancelled
+    assert not read_settings(environ | {"TRAINER_CANCELLED": "0"}).is_cancelled
+    with pytest.raises(UsageError, match="TRAINER_CANCELLED: expected true or false, found 'on'"):
+        read_settings(environ | {"TRAINER_CANCELLED": "on"})
 
 
 @pytest.mark.parametrize("mode", ["", "train", "both"])

@@ -315,6 +315,7 @@ REFUSED: dict[str, tuple[Callable[[PlatformJob], object], int, str]] = {
         "token_env",
     ),
     "token": (lambda job: job.job.update(capability_token="x" * 20), 2, "capability_token"),
+    "several processes": (lambda job: job.job.update(ddp=True), 78, "one process trains in a worker"),
 }
 
 

@@ -182,7 +182,7 @@ def revise(plan: Plan, wanted: Plan, *, allowed: Collection[str]) -> tuple[Plan,
 def _hint(refused: Sequence[Difference]) -> str:
     names = {one.name for one in refused}
     if None in names:
-        return "Restore what the run was made with, or start a new run with another --run-id."
+        return "Restore what the run was made with, or start a new run, under another run id."
     options = " ".join(f"--allow-change {name}" for name in ALLOWABLE if name in names)
     return f"Restore what the run was made with, or go on with {options}."
 

@@ -110,7 +110,11 @@ def _missing(candidate: object) -> list[str]:
 
 def _as_trainer(found: Any, name: str) -> Trainer:
     if inspect.isfunction(found) or inspect.ismodule(found):
-        raise _refuse(name, f"expected a class or an instance with six hooks, found a {type(found).__name__}.")
+        raise _refuse(
+            name,
+            f"expected a class or an instance with six hooks, found a {type(found).__name__}.",
+            "Name the class, as module:Class.",
+        )
     if missing := _missing(found):
         raise _refuse(name, f"it lacks the hook{'s' if len(missing) > 1 else ''} {', '.join(missing)}.")
     version = getattr(found, "trainer_api_version", "v1")

@@ -28,7 +28,7 @@ from trn.errors import UsageError
 from trn.transfer.places import place_of
 from trn.worker.refusal import StartupRefused
 
-__all__ = ["UPLOADS", "Settings", "is_true", "read_settings"]
+__all__ = ["UPLOADS", "Settings", "read_settings"]
 
 UPLOADS = ("metrics", "checkpoint", "sample", "terminal")
 
@@ -65,11 +65,6 @@ class Settings:
     public_key_file: Path | None = None
 
 
-def is_true(text: str) -> bool:
-    """Whether a switch is on, as the forerunner read it."""
-    return text.strip().lower() in _TRUE
-
-
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """What the worker was told. Raises UsageError for the mode, StartupRefused for the rest."""
     _require_mode(environ)
@@ -82,12 +77,10 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             where="TRAINER_JOB_SPEC_PATH",
             hint="Name the job's JSON file.",
         )
-    artifacts = _path(environ, "TRAINER_ARTIFACTS_DIR")
-    runs_dir = _path(environ, "TRN_RUNS_DIR") or (artifacts / "runs" if artifacts else None)
-    checkpoints = _path(environ, "TRAINER_CHECKPOINTS_DIR") or (artifacts / "checkpoints" if artifacts else None)
-    samples = _path(environ, "TRAINER_SAMPLES_DIR") or (artifacts / "samples" if artifacts else None)
-    metrics = _path(environ, "TRAINER_METRICS_DIR") or (artifacts / "metrics" if artifacts else None)
-    events = events_path_of(environ) or (metrics / "events.jsonl" if metrics else None)
+    artifacts = _folder(environ, "TRAINER_ARTIFACTS_DIR")
+    runs_dir = _folder(environ, "TRN_RUNS_DIR") or (artifacts / "runs" if artifacts else None)
+    checkpoints = _folder(environ, "TRAINER_CHECKPOINTS_DIR") or (artifacts / "checkpoints" if artifacts else None)
+    samples = _folder(environ, "TRAINER_SAMPLES_DIR") or (artifacts / "samples" if artifacts else None)
     return Settings(
         job_spec_path=path,
         plugin=_text(environ, "TRAINER_PLUGIN"),
@@ -95,17 +88,17 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         runs_dir=runs_dir,
         checkpoints_dir=checkpoints,
         samples_dir=samples,
-        events_path=events,
-        cache_dir=_path(environ, "TRAINER_CACHE_DIR"),
-        max_runtime_s=_seconds(environ, "TRAINER_MAX_RUNTIME_SECONDS"),
+        events_path=events_path_of(environ),
+        cache_dir=_folder(environ, "TRAINER_CACHE_DIR"),
+        max_runtime_s=_seconds(environ, "TRAINER_MAX_RUNTIME_SECONDS", zero="no limit"),
         cancel_file=_path(environ, "TRAINER_CANCEL_FILE"),
-        is_cancelled=is_true(environ.get("TRAINER_CANCELLED", "")),
+        is_cancelled=_switch(environ, "TRAINER_CANCELLED") or False,
         memory_bytes=_bytes(environ, "TRAINER_MEMORY_BYTES"),
-        stop_s=_or(_seconds(environ, "TRAINER_STOP_SECONDS"), _STOP_S),
-        upload_s=_or(_seconds(environ, "TRAINER_UPLOAD_SECONDS"), _UPLOAD_S),
+        stop_s=_or(_seconds(environ, "TRAINER_STOP_SECONDS", zero="no limit"), _STOP_S),
+        upload_s=_or(_seconds(environ, "TRAINER_UPLOAD_SECONDS", zero="no time"), _UPLOAD_S),
         is_orchestrated=_switch(environ, "TRAINER_ORCHESTRATED"),
         orchestrator_url=_url(environ, "TRAINER_ORCHESTRATOR_URL"),
-        lease_wait_s=_or(_seconds(environ, "TRAINER_LEASE_WAIT_SECONDS"), 0.0),
+        lease_wait_s=_or(_seconds(environ, "TRAINER_LEASE_WAIT_SECONDS", zero="no waiting"), 0.0),
         uploads={name: url for name in UPLOADS if (url := _url(environ, f"TRAINER_UPLOAD_{name.upper()}_URL"))},
         token_hosts=_words(environ, "TRAINER_TOKEN_HOSTS"),
         public_key_file=_path(environ, "TRAINER_PUBLIC_KEY_FILE"),
@@ -113,8 +106,14 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def events_path_of(environ: Mapping[str, str]) -> Path | None:
-    """Where the worker's journal goes, where that is said by itself."""
-    return _path(environ, "TRAINER_EVENTS_PATH")
+    """Where the worker's journal goes; None where nothing says it. Raises StartupRefused."""
+    if (path := _path(environ, "TRAINER_EVENTS_PATH")) is not None:
+        _require_folder(path.parent, "TRAINER_EVENTS_PATH")
+        return path
+    if (metrics := _folder(environ, "TRAINER_METRICS_DIR")) is None:
+        artifacts = _folder(environ, "TRAINER_ARTIFACTS_DIR")
+        metrics = artifacts / "metrics" if artifacts else None
+    return metrics / "events.jsonl" if metrics else None
 
 
 def _require_mode(environ: Mapping[str, str]) -> None:
@@ -144,6 +143,22 @@ def _path(environ: Mapping[str, str], name: str) -> Path | None:
     return Path(os.path.abspath(text))
 
 
+def _folder(environ: Mapping[str, str], name: str) -> Path | None:
+    """One that is there, or can be made."""
+    path = _path(environ, name)
+    if path is not None:
+        _require_folder(path, name)
+    return path
+
+
+def _require_folder(path: Path, name: str) -> None:
+    there = next((place for place in (path, *path.parents) if os.path.exists(place)), None)
+    if there is not None and not os.path.isdir(there):
+        raise StartupRefused(
+            "invalid_artifact_paths", f"expected a folder, and {there} is none.", where=name, hint="Name another one."
+        )
+
+
 def _url(environ: Mapping[str, str], name: str) -> str | None:
     """Refused here, and not when a training of hours is to be sent there."""
     text = _text(environ, name)
@@ -160,7 +175,7 @@ def _words(environ: Mapping[str, str], name: str) -> frozenset[str] | None:
     return None if text is None else frozenset(word.strip() for word in text.split(",") if word.strip())
 
 
-def _seconds(environ: Mapping[str, str], name: str) -> float | None:
+def _seconds(environ: Mapping[str, str], name: str, *, zero: str) -> float | None:
     text = _text(environ, name)
     if text is None:
         return None
@@ -170,7 +185,7 @@ def _seconds(environ: Mapping[str, str], name: str) -> float | None:
         seconds = math.nan
     if not 0 <= seconds < 1e9:
         raise StartupRefused(
-            "invalid_timeout", f"expected seconds from 0, found {text!r:.40}.", where=name, hint="0 means no limit."
+            "invalid_timeout", f"expected seconds from 0, found {text!r:.40}.", where=name, hint=f"0 means {zero}."
         )
     return seconds
 
@@ -190,7 +205,7 @@ def _switch(environ: Mapping[str, str], name: str) -> bool | None:
         return None
     if text.lower() not in _TRUE | _FALSE:
         raise UsageError(f"expected true or false, found {text!r:.40}.", where=name)
-    return is_true(text)
+    return text.lower() in _TRUE
 
 
 def _or(value: float | None, default: float) -> float:

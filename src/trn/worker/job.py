@@ -88,15 +88,9 @@ def is_orchestrated(settings: Settings, form: JobForm) -> bool:
 def place_of_journal(environ: Mapping[str, str]) -> Path | None:
     """Where a refusal may leave an event, before anything else is known."""
     try:
-        if (path := events_path_of(environ)) is not None:
-            return path
+        return events_path_of(environ)
     except StartupRefused:
         return None
-    for name, tail in (("TRAINER_METRICS_DIR", ""), ("TRAINER_ARTIFACTS_DIR", "metrics")):
-        text = environ.get(name, "").strip()
-        if text and "\0" not in text:
-            return Path(os.path.abspath(text)) / tail / "events.jsonl"
-    return None
 
 
 def settle_job(environ: Mapping[str, str]) -> Job:
@@ -119,6 +113,12 @@ def settle_job(environ: Mapping[str, str]) -> Job:
         raise UsageError("a worker's job needs an id, by which the next start finds its run.", where="run_id")
     job = Job(settings, form, runs_dir, check_run_id(run_id))
     _refuse_secrets_of_ours(form)
+    if form.document.get("ddp"):  # before a lease is asked for, or a byte fetched
+        raise PlanRefused(
+            "one process trains in a worker, and the job says true.",
+            where="ddp",
+            hint="Leave it out, or start the run with `trn run --nproc`.",
+        )
     if job.is_orchestrated:
         if settings.orchestrator_url is None:
             raise UsageError(

@@ -18,6 +18,7 @@ from trn.doors.device_options import want_of_device
 from trn.doors.processes import Asked, read_processes
 from trn.doors.staying import Start
 from trn.doors.storable import storable
+from trn.errors import UsageError
 from trn.files import make_folder, write_atomic
 from trn.launch.confined import ConfinedLauncher, Confinement
 from trn.launch.contract import CONTRACT_VERSION, TrainerSubprocessContractV1, write_contract
@@ -106,7 +107,14 @@ def _beginning(job: Job, named: str | None) -> list[str]:
     place = ["--run-id", job.run_id, "--runs-dir", str(job.runs_dir)]
     if named is None:
         return [*place, "--auto-resume"]
-    begin = read_beginning(os.path.abspath(named), None, run_dir=job.run_dir, resume=False, auto_resume=False)
+    try:
+        begin = read_beginning(os.path.abspath(named), None, run_dir=job.run_dir, resume=False, auto_resume=False)
+    except UsageError as error:
+        raise UsageError(
+            f"no run can begin there: {error.message}",
+            where=f"resume_checkpoint_path ({error.where or named})",
+            hint="Name a file in the folder of a run, like .../checkpoints/step-00000200.pt.",
+        ) from error
     return [*place, *(part for option in begin.options for part in option)]
 
 

@@ -103,6 +103,8 @@ class _Worker:
         self._job, self._job_id, self._stopping, self._journal = job, job_id, stopping, journal
         self._company = Company(job, job_id, stopping, _say)
         self._holding = Holding(job.own_folder)
+        self._said = ""
+        """What stands in the output about the end already."""
 
     def run(self) -> int:
         self._journal.tell("worker_started", pid=os.getpid(), defaulted=self._job.form.defaulted)
@@ -111,7 +113,8 @@ class _Worker:
                 terminal = self._bring()
             except (TrnError, OSError) as error:
                 terminal = terminal_of_error(error)
-                _say(str(error) if isinstance(error, TrnError) else terminal.reason)
+                self._said = str(error) if isinstance(error, TrnError) else terminal.reason
+                _say(self._said)
             except Exception as error:  # noqa: BLE001 - a mistake of ours: the platform still hears of one ending
                 _say(traceback.format_exc().rstrip())
                 terminal = Terminal("crashed", f"{type(error).__name__} in the worker itself")
@@ -144,6 +147,7 @@ class _Worker:
             if watch.signals:
                 self._stopping.ask("preempted", "a signal was received")
         watch.relaying.wait(_say, is_asked_to_stop=bool(watch.signals))
+        self._said = watch.last_output
         return terminal_of(ending, watch.last_output)
 
     def _prepare(self, row: JobRow) -> Start | Terminal:
@@ -206,6 +210,8 @@ class _Worker:
         Raises ResumeRefused where somebody else keeps it.
         """
         job, deadline_s = self._job, time.monotonic() + _RUN_IS_FREE_S
+        if (note := _holder(job.run_dir)) is not None:
+            _say(f"trn: another process has the run ({note}); it is waited for, up to {_RUN_IS_FREE_S:g} s")
         while (note := _holder(job.run_dir)) is not None:
             self._stopping.require_not()
             if time.monotonic() > deadline_s:
@@ -232,7 +238,8 @@ class _Worker:
             terminal = terminal if terminal.exit_code else terminal.but("io_error", str(error))
         terminal = self._send(terminal)
         _tell(self._journal, terminal)
-        _say(f"trn: worker: {terminal.status} (exit {terminal.exit_code}): {clean_line(terminal.reason)}")
+        reason = "" if terminal.reason == self._said else f": {clean_line(terminal.reason)}"
+        _say(f"trn: worker: {terminal.status} (exit {terminal.exit_code}){reason}")
         return terminal.exit_code
 
     def _send(self, terminal: Terminal) -> Terminal:
