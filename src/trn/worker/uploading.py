@@ -21,10 +21,10 @@ from typing import Any
 
 from trn.doors.text import clean_line
 from trn.errors import StorageError
-from trn.records import JsonError, Outcome, read_json
 from trn.transfer.client import Client
-from trn.worker.upload_artifacts import Artifact, Checkpoint, Gone, Sample
-from trn.worker.upload_http import Denied, Fenced, Over, Refused, Sender, Unreachable, creation, says_otherwise
+from trn.worker.upload_artifacts import Checkpoint, Sample
+from trn.worker.upload_final import FinalLane
+from trn.worker.upload_http import Denied, Fenced, Over, Refused, Sender, Unreachable
 from trn.worker.upload_lanes import FileLane, MetricsLane
 from trn.worker.upload_metrics import Metrics
 from trn.worker.upload_patience import Patience, reason_of
@@ -42,7 +42,6 @@ Terminal = Mapping[str, Any] | Callable[[Report], Mapping[str, Any]]
 _LOOK_EVERY_S = 0.5
 _METRICS_EVERY_S = 2.0
 _KEPT_FOR_END_S = 10.0
-_ANNOUNCED = "the final checkpoint, as such"
 
 
 class Uploads:
@@ -95,14 +94,22 @@ class Uploads:
             if url
         ]
         self._of_end = Patience("the end", say)
+        self._final = FinalLane(
+            run_dir,
+            endpoints.checkpoint,
+            self._names,
+            sender=self._sender,
+            spool=self._spool,
+            patience=self._of_end,
+            send_again=self._send_again,
+            say=say,
+        )
         self._failed: dict[str, str] = {}
         self._ended_by: Denied | Fenced | None = None
         self._problem: str | None = None
         self._is_open = False
         self._terminal: Terminal | None = None
         self._is_told = False
-        self._final: Artifact | None = None
-        self._has_lost = False
         self._looked_s = -math.inf
         self._has_begun = False
         """Whether the run has, so that there is something to look at."""
@@ -122,7 +129,7 @@ class Uploads:
         if not self._is_ending.is_set():
             drain_s = deadline_s - (0.0 if terminal is None else min(_KEPT_FOR_END_S, deadline_s / 4))
             self._drain_until_s = min(self._drain_until_s, now_s + drain_s)
-            self._find_final()
+            self._final.find()
         self._is_ending.set()
         if self._thread.ident is None:
             self._thread.start()
@@ -140,13 +147,6 @@ class Uploads:
         now_s = time.monotonic()
         self._drain_until_s = min(self._drain_until_s, now_s + seconds / 2)
         self._tell_until_s = min(self._tell_until_s, now_s + seconds)
-
-    def _find_final(self) -> None:
-        try:
-            self._final = _final_checkpoint(self._run_dir)
-        except Gone as error:
-            if self._endpoints.checkpoint:
-                self._give_up("the final checkpoint", str(error))
 
     def abandon(self) -> None:
         """Nothing more is sent, not even the rest of what is being sent: the lease is lost, or nobody waits for it."""
@@ -252,40 +252,14 @@ class Uploads:
     def _go(self, is_ending: bool) -> bool:
         """A request of each lane that has one to send, and, the last, the word which checkpoint is the final one."""
         did = self._metrics.go(is_ending=is_ending)
-        final_sha256 = None if self._final is None else self._final.sha256
         for lane in self._files:
-            did = lane.go(is_ending=is_ending, final_sha256=final_sha256) or did
-        return did or self._announce_final()
+            did = lane.go(is_ending=is_ending, final_sha256=self._final.sha256) or did
+        return did or self._final.go()
 
-    def _announce_final(self) -> bool:
-        final = self._final
-        if final is None or _ANNOUNCED in self._failed or not self._of_end.is_due():
-            return False
-        if not self._spool.has(final) or self._spool.has(final, is_final=True):
-            return False
-        try:
-            answer = self._sender.ask("POST", self._endpoints.checkpoint, creation(final, self._names, is_final=True))
-            self._of_end.worked()
-            if says_otherwise(answer, final):
-                self._send_again(final)
-            else:
-                self._spool.accept(final, self._spool.accepted.get(final.identity), is_final=True)
-        except Refused as error:
-            self._give_up(_ANNOUNCED, error.reason)
-        except Unreachable as error:
-            self._of_end.failed(error, is_ending=True)
-        return True
-
-    def _send_again(self, lost: Artifact) -> None:
-        """Once: all of a checkpoint that was accepted and that the other side has no longer."""
-        self._spool.forget(lost)
-        if self._has_lost:
-            self._give_up(_ANNOUNCED, "it has lost twice what it had accepted")
-            return
-        self._has_lost = True
-        self._say(f"trn: {lost.name} is sent once more: the other side has lost what it had accepted")
-        self._queue.again(lost.step)
-        self._look(at_once=True)  # the time may be over now, and it is pending
+    def _send_again(self, step: int) -> None:
+        """All of a checkpoint that was lost at the other side: pending from now on, though the time may be over."""
+        self._queue.again(step)
+        self._look(at_once=True)
 
     def _give_up(self, what: str, reason: str) -> None:
         self._failed[what] = reason
@@ -293,10 +267,7 @@ class Uploads:
 
     def _pending(self) -> int:
         """How many things are neither accepted nor given up."""
-        final = self._final
-        is_unsaid = final is not None and self._spool.has(final) and not self._spool.has(final, is_final=True)
-        is_unsaid = is_unsaid and _ANNOUNCED not in self._failed
-        return self._queue.pending() + self._metrics.is_pending() + is_unsaid
+        return self._queue.pending() + self._metrics.is_pending() + self._final.is_pending()
 
     def _tell_end(self) -> None:
         """The last word, under the key of the job."""
@@ -326,9 +297,8 @@ class Uploads:
 
     def report(self, *, with_end: bool = True) -> Report:
         """How it stands; for any thread."""
-        failed = [
-            f"{name}: {why}" for name, why in {**self._queue.failed, **self._metrics.failed, **self._failed}.items()
-        ]
+        given_up = {**self._queue.failed, **self._metrics.failed, **self._final.failed, **self._failed}
+        failed = [f"{name}: {why}" for name, why in given_up.items()]
         if self._ended_by is not None:
             failed.append(f"uploads: {self._ended_by}")
         pending = self._pending() if self._is_open else 0
@@ -340,30 +310,9 @@ class Uploads:
             pending=pending,
             accepted=len(self._spool.accepted),
             skipped=len(self._spool.skipped),
-            final_checkpoint=self._final_accepted(),
+            final_checkpoint=self._final.accepted,
             is_told=is_told,
             is_unauthorized=isinstance(self._ended_by, Denied),
             is_fenced=isinstance(self._ended_by, Fenced),
             problem=next((one for one in problems if one), None),
         )
-
-    def _final_accepted(self) -> Json | None:
-        final = self._final
-        if final is None or (self._endpoints.checkpoint and not self._spool.has(final)):
-            return None
-        ref = self._spool.accepted.get(final.identity)
-        return {"name": final.name, "sha256": final.sha256, "size_bytes": final.size_bytes, "ref": ref}
-
-
-def _final_checkpoint(run_dir: Path) -> Artifact | None:
-    """The one that the outcome names, None where there is none. Raises Gone where its file is missing."""
-    try:
-        found = Outcome.from_json(read_json(run_dir / "reports" / "outcome.json")).checkpoint or {}
-        name, step = str(found["file"]).removeprefix("checkpoints/"), int(found["step"])
-        sha256 = str(found["sha256"])
-    except (OSError, JsonError, KeyError, TypeError, ValueError):
-        return None
-    try:
-        return Artifact("checkpoint", name, step, (run_dir / "checkpoints" / name).stat().st_size, sha256)
-    except OSError as error:
-        raise Gone(f"{name} is missing") from error
