@@ -48,9 +48,10 @@ def assert_whole_or_absent(new: Path) -> bool:
 @pytest.mark.parametrize("do", ["kill", "tear", "enospc", "eio", "short"])
 def test_every_operation_of_a_fork_may_fail(server: ForkServer, source: Path, tmp_path: Path, do: str) -> None:
     before = contents(source)
-    passed_untouched, absent, n = False, 0, 1 - stride_of(do, of_kills=2)
+    stride = stride_of(do, of_kills=2, of_faults=5)
+    passed_untouched, absent, n = False, 0, 1 - stride
     while not passed_untouched:
-        n += stride_of(do, of_kills=2)
+        n += stride
         folder = tmp_path / f"{n}"
         folder.mkdir()
         new, log = folder / "new", folder / "log"
@@ -71,8 +72,8 @@ def test_every_operation_of_a_fork_may_fail(server: ForkServer, source: Path, tm
         assert_ends_as(new, source)
         assert contents(source) == before
         shutil.rmtree(folder)
-    least = 30 // stride_of(do, of_kills=2)
-    assert do == "short" or least < absent < n // stride_of(do, of_kills=2) - least, (
+    least = 30 // stride
+    assert do == "short" or least < absent < n // stride - least, (
         "failed both while it was made and after it was published"
     )
 

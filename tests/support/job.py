@@ -125,11 +125,12 @@ def command(spec: Path, runs_dir: Path, run_id: str, *more: str) -> list[str]:
     ]
 
 
-def stride_of(do: str, *, of_kills: int = 1) -> int:
+def stride_of(do: str, *, of_kills: int = 1, of_faults: int = 3) -> int:
     """Which of the durable operations are failed by `do`: each by a kill, each third by a torn write or an error.
 
-    With TRN_EVERY_OPERATION=all each by all of them, also where usually only each `of_kills`th is killed.
+    With TRN_EVERY_OPERATION=all each by all of them, also where usually only each `of_kills`th is killed, or each
+    `of_faults`th fails.
     """
     if os.environ.get("TRN_EVERY_OPERATION") == "all":
         return 1
-    return of_kills if do == "kill" else 3
+    return of_kills if do == "kill" else of_faults
