@@ -293,6 +293,33 @@ def test_the_file_is_arrow_ipc_that_anybody_reads(dataset: Dataset, folder: Path
     assert found.rows == 23
 
 
+@pytest.mark.parametrize("beside", [[], ["label"], ["label", "text"]])
+def test_the_values_of_each_piece_begin_at_a_multiple_of_the_row(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, beside: list[str]
+) -> None:
+    monkeypatch.setattr(cache, "_PIECE_BYTES", 1)
+    path, rows = tmp_path / "x.parquet", 40
+    tokens = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(rows * 1024, dtype=np.int32)), 1024)
+    whole = {"label": list(range(rows)), "text": [str(row) * row for row in range(rows)], "tokens": tokens}
+    columns = [*beside, "tokens"]
+    pq.write_table(pa.table({name: whole[name] for name in columns}), path, row_group_size=7)
+    dataset = open_dataset([str(path)], columns=None)
+    made = make_cache(dataset, columns, folder)
+    buffer = pa.py_buffer(made.path.read_bytes())
+    reader = pa.ipc.open_file(pa.BufferReader(buffer))
+    pieces = [reader.get_batch(index) for index in range(1, reader.num_record_batches)]
+    assert [piece.num_rows for piece in pieces] == [7, 7, 7, 7, 7, 5]
+    begins = [piece.column("tokens").values.buffers()[1].address - buffer.address for piece in pieces]
+    assert [begin % 4096 for begin in begins] == [0] * len(pieces)
+    mapped = open_cache(dataset, columns, folder)
+    places = {name: address for name, address, _ in mapped.places()}
+    assert places["tokens"] % 4096 == 0, "a row of 4,096 bytes lies in one page"
+    taken = mapped.take(np.array([39, 0, 8])).column("tokens")
+    assert taken.values.buffers()[1].address % 64 == 0, "and is copied by whole cache lines"
+    assert taken.to_pylist() == [whole["tokens"][row].as_py() for row in (39, 0, 8)]
+    mapped.close()
+
+
 def test_a_cache_is_not_used_for_other_data_of_the_same_size_and_footer(tmp_path: Path) -> None:
     path, folder = tmp_path / "x.parquet", tmp_path / "cache"
     for seed in (1, 2):
