@@ -8,9 +8,10 @@ has none either); against grain, the DataLoader over Hugging Face datasets, and 
 (`pip install -e '.[bench]'`). Tables of 32 floats in batches of 1,024. And the time to the first batch after a resume
 within an epoch of 2 million rows against that of a fresh start.
 
-In each round every contender opens its data anew and reads so many batches, one contender after the other; all of it
-counts for ours, only what comes after the first batch for the peers. The scanner is given views without a copy, the
-memory map one index of numpy a batch.
+In each round every contender, a process of its own, opens its data anew and reads so many batches, one contender after
+the other; all of it counts for ours, only what comes after the first batch for the peers. A round before the first one
+does not count: in it, memory is new to the process. The scanner is given views without a copy, the memory map one index
+of numpy a batch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import itertools
+import multiprocessing
 import os
+import random
 import signal
 import statistics
 import sys
@@ -26,6 +29,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,8 @@ MEMMAP_64, CACHE_64, CACHE_64_THREADLESS = "memmap, 64", "trn, cache, 64", "trn,
 PASSES = 3
 """Over the mapped rows, of which a pass takes a tenth of a second."""
 Batches = Callable[[], Iterator[Any]]
+Contender = tuple[Batches, int, int, int]
+"""Its batches, the rows of a batch, the most batches of a round, and how many batches do not count."""
 Rates = dict[str, list[float]]
 
 
@@ -168,15 +174,35 @@ def rate(batches: Batches, rows: int, limit: int, *, skip: int) -> float:
     return count * rows / elapsed_s
 
 
-def measure(contenders: dict[str, tuple[Batches, int, int, int]], rounds: int) -> Rates:
-    """`contenders` have their batches, rows of a batch, most batches of a round, and batches that do not count."""
+def measure(contenders: dict[str, Contender], rounds: int) -> Rates:
+    """Each in a process of its own, in another order each round.
+
+    In one process and one order, what a contender left in the memory of the process and the caches of the processor
+    moved the ratio of the two after it by a tenth.
+    """
+    context = multiprocessing.get_context("fork")
     rates: Rates = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, (batches, rows, limit, skip) in contenders.items():
-            rates[name].append(rate(batches, rows, limit, skip=skip))
+    asked: dict[str, Connection] = {}
+    for name, contender in contenders.items():
+        asked[name], answers = context.Pipe()
+        context.Process(target=run_rounds, args=(answers, contender, rounds), daemon=True).start()
+        answers.close()
+    for index in range(1 + rounds):
+        for name in random.Random(index).sample(sorted(asked), len(asked)):
+            asked[name].send("go")
+            found = asked[name].recv()
+            if index > 0:
+                rates[name].append(found)
     for name, values in rates.items():
         print(f"  {name:28} {spread([value / 1e3 for value in values], '9.1f')}   k rows/s", flush=True)
     return rates
+
+
+def run_rounds(asked: Connection, contender: Contender, rounds: int) -> None:
+    batches, rows, limit, skip = contender
+    for _ in range(1 + rounds):
+        asked.recv()
+        asked.send(rate(batches, rows, limit, skip=skip))
 
 
 def show_ratio(rates: Rates, name: str, other: str, goal: float) -> None:
@@ -202,7 +228,7 @@ def measure_tokens(folder: Path, files: int, rounds: int) -> None:
         options = {"window": len(dataset.blocks), "readahead": readahead, "cache": cache, "passes": PASSES}
         return lambda: by_trn(dataset, batch, **options)
 
-    contenders: dict[str, tuple[Batches, int, int, int]] = {
+    contenders: dict[str, Contender] = {
         SCANNER: (lambda: scanned(paths, BATCH), BATCH, every, 0),
         PARQUET: (lambda: by_trn(dataset, BATCH, window=WINDOW), BATCH, every, 0),
         PARQUET_THREADLESS: (lambda: by_trn(dataset, BATCH, window=WINDOW, readahead=0), BATCH, every, 0),
@@ -232,9 +258,7 @@ def _rows(path: str) -> np.ndarray[Any, Any]:
     return column.flatten().to_numpy().reshape(-1, TOKENS)
 
 
-def add_peers(
-    contenders: dict[str, tuple[Batches, int, int, int]], paths: list[str], flat: Path, folder: Path
-) -> dict[str, float]:
+def add_peers(contenders: dict[str, Contender], paths: list[str], flat: Path, folder: Path) -> dict[str, float]:
     """Those that are installed, a few batches each since they are slow, and the goals against them."""
     goals: dict[str, float] = {}
     if grain := found("grain"):
