@@ -1,4 +1,4 @@
-"""The ranks of a run, talking to each other: who is there, what rank 0 tells, and collectives that name who is missing.
+"""The ranks of a run as processes: how they meet, and what they do together.
 
     join(world)      meet at the store: nothing here takes part in the training yet
     tell / hear      rank 0 says what the job is; the others wait for it, and for its ending
@@ -6,19 +6,15 @@
     exchange, gather, sum_, copy_from_first     in lockstep, by all ranks in the same order
     fail, end        the first that fails is remembered; rank 0's ending is everybody's
 
-Two channels. The *store* (a small server of torch's, kept by the launcher or by rank 0) holds words that may be read at
-any time: every rank's sign of life, the first failure, the ending. The *collectives* move numbers and tensors. A rank
-that fails says so in the store and then breaks its connections, which wakes all that wait for it in a collective.
+Two channels. The words of `trn.ranks.words` may be read at any time; the *collectives* move numbers and tensors. A rank
+that fails says so in words and then breaks its connections, which wakes all that wait for it in a collective.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
-import os
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -30,34 +26,22 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from trn.errors import PeerFailed, RankLost, Stopped, TrainerError
-from trn.ranks import World, meeting_place
+from trn.ranks import World
 from trn.ranks.group import Group
+from trn.ranks.words import BROKEN_S, POLL_S, Silence, Words, open_store
 
-__all__ = ["Ended", "Ranks", "Silence", "join"]
+__all__ = ["Ranks", "join"]
 
-_POLL_S = 0.1
 _JOIN_S = 300.0
 """How long the ranks wait for each other at the start, before anything of a run exists."""
-_BROKEN_S = 4.0
-"""Silence that is enough once a connection broke: beats come every half second."""
 _KIND_BYTES = 4
-_LASTING = ("failed", "told/end")
 _SMALL_BYTES = 2048
 """What a gather moves in one collective; longer values need a second one."""
-_ATTEMPT = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 _COLLECTIVE = timedelta(days=1)
 """Nobody's limit: a rank that is lost is found by its silence, one that hangs by limits.hang_seconds."""
 
 
-class Ended(Exception):
-    """Rank 0 has ended the job, with this exit status."""
-
-    def __init__(self, exit_status: int) -> None:
-        super().__init__(exit_status)
-        self.exit_status = exit_status
-
-
-class Ranks(Group):
+class Ranks(Words, Group):
     """A world of several processes.
 
     Raises PeerFailed where another rank said why it failed, RankLost naming those that gave no sign of life for
@@ -65,160 +49,22 @@ class Ranks(Group):
     """
 
     def __init__(self, world: World, store: Any) -> None:
-        self.rank, self.world_size = world.rank, world.world_size
-        self.silence_s = 20.0
-        """limits.grace_seconds of the plan, once it is known."""
+        super().__init__(world, store)
         self.is_waiting = False
         """Whether this rank is in a collective just now."""
-        self.asked_s = math.inf
-        """Since when, by time.monotonic, the store owes an answer."""
-        self._store = store
-        self._beats = 0
         self._shared = 0
         """How many small messages were shared."""
-        self._kept: dict[str, str] = {}
-        """Answers that stay true when the store is gone."""
         self._is_open = False
-        self._lock = threading.Lock()
-        """The store answers one question at a time: the watchdog asks too."""
-
-    # The store
-
-    def beat(self) -> None:
-        """Give a sign of life. Raises RankLost when the store is gone."""
-        self._beats += 1
-        self._set(f"beat/{self.rank}", str(self._beats))
-
-    def beat_of(self, rank: int) -> str | None:
-        """The newest sign of life of a rank; None before the first."""
-        return self._get(f"beat/{rank}")
-
-    def tell(self, key: str, value: Any) -> None:
-        """Say something to all, once."""
-        self._set(f"told/{key}", json.dumps(value))
-
-    def hear_now(self, key: str) -> Any:
-        """What was told under `key`; None where nothing was."""
-        told = self._get(f"told/{key}")
-        return None if told is None else json.loads(told)
-
-    def hear(self, key: str, *, of: int, until: Callable[[], None]) -> Any:
-        """What rank `of` tells under `key`, however long it takes. Calls `until` all the while, which may raise.
-
-        Raises Ended when rank 0 ends the job instead, PeerFailed when a rank fails meanwhile, RankLost when `of` falls
-        silent.
-        """
-        silence = Silence(self, [of], self.silence_s)
-        while (told := self._get(f"told/{key}")) is None:
-            try:
-                until()
-            except Stopped:
-                self._require_alive(of)
-                raise
-            if (code := self.hear_now("end")) is not None:
-                raise Ended(int(code))
-            if failure := self.failure():
-                raise failure
-            silence.check()
-            time.sleep(_POLL_S)
-        return json.loads(told)
-
-    def _require_alive(self, rank: int) -> None:
-        """Raise RankLost unless a rank gives a sign of life: launchers ask all to stop where one is gone."""
-        silence, last = Silence(self, [rank], _BROKEN_S), self.beat_of(rank)
-        while rank != self.rank and self.beat_of(rank) == last:
-            silence.check()
-            time.sleep(_POLL_S)
 
     def fail(self, status: str, reason: str) -> None:
         """Say why this rank cannot go on, unless another said so before; and wake those that wait for it."""
-        word = json.dumps({"rank": self.rank, "status": status, "reason": reason})
-        with contextlib.suppress(RankLost):
-            self._ask(lambda: self._store.compare_set("failed", "", word))
+        super().fail(status, reason)
         self.disconnect()
-
-    def failure_kept(self) -> PeerFailed | None:
-        """What `failure` has said before, without asking: the store may be gone."""
-        return self.failure() if "failed" in self._kept else None
-
-    def failure(self) -> PeerFailed | None:
-        """Why the first rank failed that did; None while none has, or it was this one."""
-        word = self._get("failed")
-        told = json.loads(word) if word else None
-        if told is None or told["rank"] == self.rank:
-            return None
-        return PeerFailed(told["rank"], told["status"], told["reason"])
 
     def end(self, exit_status: int) -> None:
         """Rank 0 says how the job ended; from then on everybody leaves with the same exit status."""
-        with contextlib.suppress(RankLost):
-            self.tell("end", exit_status)
+        super().end(exit_status)
         self.disconnect()
-
-    def ending(self, timeout_s: float = math.inf) -> int | None:
-        """The exit status that rank 0 ends with; None if it says nothing in this time, or is lost."""
-        deadline_s = time.monotonic() + timeout_s
-        with contextlib.suppress(RankLost):
-            silence = Silence(self, [0], self.silence_s)
-            while time.monotonic() < deadline_s:
-                if (told := self.hear_now("end")) is not None:
-                    return int(told)
-                silence.check()
-                time.sleep(_POLL_S)
-        return None
-
-    def depart(self) -> None:
-        """The last word of this rank, so that whoever keeps the store can close it."""
-        with contextlib.suppress(RankLost):
-            self._set(f"departed/{self.rank}", "1")
-
-    def wait_for_departures(self, timeout_s: float) -> None:
-        """Until all other ranks have left, or the time is over."""
-        deadline_s = time.monotonic() + timeout_s
-        waited_for = set(range(self.world_size)) - {self.rank}
-        with contextlib.suppress(RankLost):
-            silences = {rank: Silence(self, [rank], _BROKEN_S) for rank in waited_for}
-            while waited_for and time.monotonic() < deadline_s:
-                for rank in list(waited_for):
-                    if self._get(f"departed/{rank}") is not None or silences[rank].is_silent():
-                        waited_for.discard(rank)
-                time.sleep(0.02)
-
-    def _set(self, key: str, value: str) -> None:
-        self._ask(lambda: self._store.set(key, value))
-
-    def listen(self) -> None:
-        """Keep the words that must not be missed, should the store go with the rank that said them."""
-        for key in _LASTING:
-            self._get(key)
-
-    def _get(self, key: str) -> str | None:
-        if key in self._kept:
-            return self._kept[key]
-
-        def ask() -> str | None:
-            return self._store.get(key).decode() if self._store.check([key]) else None
-
-        answer: str | None = self._ask(ask)
-        if answer is not None and key in _LASTING:
-            self._kept[key] = answer
-        return answer
-
-    def _ask(self, question: Callable[[], Any]) -> Any:
-        if not self._lock.acquire(timeout=self.silence_s):
-            raise RankLost(
-                "the store of the ranks gives no answer: rank 0, or the launcher that keeps it, stands still."
-            )
-        self.asked_s = time.monotonic()
-        try:
-            return question()
-        except RuntimeError as error:
-            raise RankLost("the store of the ranks is gone, and rank 0 or the launcher with it.") from error
-        finally:
-            self.asked_s = math.inf
-            self._lock.release()
-
-    # Collectives
 
     def open(self, device: torch.device) -> None:
         """Connect for collectives; called by all ranks at about the same time, all known to be alive."""
@@ -315,44 +161,17 @@ class Ranks(Group):
         """Raise why a collective broke: another rank's failure, or who is lost."""
         self.disconnect()
         others = [rank for rank in range(self.world_size) if rank != self.rank]
-        silence = Silence(self, others, min(self.silence_s, _BROKEN_S))
-        deadline_s = time.monotonic() + 2 * _BROKEN_S
+        silence = Silence(self, others, min(self.silence_s, BROKEN_S))
+        deadline_s = time.monotonic() + 2 * BROKEN_S
         while time.monotonic() < deadline_s:
             if failure := self.failure():
                 raise failure from error
             silence.check()
             if self.hear_now("end") is not None:
                 raise PeerFailed(0, "crashed", "it ended while the others went on.") from error
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         first = (str(error).splitlines() or [""])[0]
         raise RankLost(f"the connection between the ranks broke: {first}") from error
-
-
-class Silence:
-    """Watches for signs of life of some ranks, by its own clock: no two clocks are ever compared."""
-
-    def __init__(self, ranks: Ranks, of: Sequence[int], limit_s: float) -> None:
-        self._ranks, self._limit_s = ranks, limit_s
-        self._heard = {rank: (time.monotonic(), ranks.beat_of(rank)) for rank in of}
-
-    def is_silent(self) -> bool:
-        """Look."""
-        try:
-            self.check()
-        except RankLost:
-            return True
-        return False
-
-    def check(self) -> None:
-        """Look. Raises RankLost naming the ranks that gave no sign for `limit_s`."""
-        now_s = time.monotonic()
-        for rank, (_, last) in self._heard.items():
-            if (newest := self._ranks.beat_of(rank)) != last:
-                self._heard[rank] = (now_s, newest)
-        silent = [rank for rank, (heard_s, _) in self._heard.items() if now_s - heard_s > self._limit_s]
-        if silent:
-            names = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
-            raise RankLost(f"{names} gave no sign of life for {self._limit_s:g} s.")
 
 
 def join(world: World, until: Callable[[], None]) -> Ranks:
@@ -362,7 +181,7 @@ def join(world: World, until: Callable[[], None]) -> Ranks:
     """
     assert world.world_size > 1, "a world of one has nobody to meet"
     deadline_s = time.monotonic() + _JOIN_S
-    store = _store(world, until, deadline_s)
+    store = open_store(world, until, deadline_s)
     ranks = Ranks(world, store)
     ranks.beat()
     missing = set(range(world.world_size))
@@ -376,32 +195,8 @@ def join(world: World, until: Callable[[], None]) -> Ranks:
             raise failure
         if time.monotonic() > deadline_s:
             raise RankLost(f"rank {min(missing)} of {world.world_size} did not come within {_JOIN_S:g} s.")
-        time.sleep(_POLL_S)
+        time.sleep(POLL_S)
     return ranks
-
-
-def _store(world: World, until: Callable[[], None], deadline_s: float) -> Any:
-    """The launcher's store where it keeps one for its workers, as torchrun does; else rank 0's own."""
-    address, port = meeting_place(os.environ)
-    is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    while True:
-        try:
-            store = dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it, and says so nowhere
-                address,
-                port,
-                is_master=world.rank == 0 and not is_kept,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=5),
-            )
-            # launchers that restart their workers, and the steps of a job, may share one server
-            return PrefixStore("/".join(["trn", *(os.environ.get(name, "") for name in _ATTEMPT)]), store)
-        except RuntimeError as error:
-            until()
-            if time.monotonic() > deadline_s or (world.rank == 0 and isinstance(error, dist.DistNetworkError)):
-                first = (str(error).splitlines() or [""])[0]
-                raise RankLost(
-                    f"rank {world.rank} cannot reach the store of the ranks: {first}", where=f"{address}:{port}"
-                ) from error
 
 
 # its newer name; the older one warns where there is a newer

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 
 from trn.errors import Hang, RankLost, TrnError
-from trn.ranks.processes import Ranks, Silence
+from trn.ranks.processes import Ranks
+from trn.ranks.words import Silence
 
 __all__ = ["Watchdog"]
 

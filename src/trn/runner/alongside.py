@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trn.loop.pulse import Pulse
-from trn.ranks.processes import Ended
+from trn.ranks.words import Ended
 from trn.runner.beating import Heartbeat
 from trn.runner.company import Company
 from trn.runner.fence import RunTaken

@@ -19,7 +19,7 @@ from trn.loop.stop import StopRequest
 from trn.plan import NOT_LIBRARIES, use_spec_folder, versions_here
 from trn.provenance.code import code_sha256
 from trn.ranks import error_file
-from trn.ranks.processes import Ended
+from trn.ranks.words import Ended
 from trn.records import EMPTY, Json, JsonError, Position
 from trn.reopen import prepare_torch, progress_of
 from trn.runner.alongside import Alongside, alongside
