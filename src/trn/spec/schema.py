@@ -1,8 +1,7 @@
 """The spec as types: every key that a user may write, its default, unit and bounds.
 
-The docstring below a field is its description in `trn schema` and in the docs. Types are strict: text is no number
-and a number is no switch; a whole number may be written as `1e6`, and a whole number is a number. What no single
-field can decide stands in `rules.py`. A `Spec` is frozen, and none exists that breaks a rule.
+The docstring below a field is its description in `trn schema` and in the docs. What one value may be stands in
+`values.py`, what no single field can decide in `rules.py`. A `Spec` is frozen, and none exists that breaks a rule.
 
 `extends`, `profiles` and the spellings `amp` and `use_amp` are gone when a Spec is made: they belong to documents,
 see `settle.py` and `overrides.py`.
@@ -10,26 +9,43 @@ see `settle.py` and `overrides.py`.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from trn.addresses import parse_target
-from trn.errors import UsageError
-from trn.records import RESERVED_RUN_IDS, RUN_ID_PATTERN
 from trn.spec.rules import broken_rules
-from trn.spec.words import dotted, one_of
+from trn.spec.values import (
+    LARGEST,
+    AboveZero,
+    Batches,
+    BelowOne,
+    Betas,
+    Count,
+    Deterministic,
+    DeviceName,
+    FileName,
+    Inputs,
+    Label,
+    Name,
+    Names,
+    NotNegative,
+    Nulls,
+    Paths,
+    PathText,
+    Patterns,
+    Positive,
+    RunId,
+    SampleText,
+    Seed,
+    Targets,
+    TrainerName,
+    Version1,
+    Whole,
+    Window,
+)
+from trn.spec.words import dotted
 
 __all__ = [
     "BestSpec",
@@ -52,142 +68,6 @@ __all__ = [
     "ValidationSpec",
     "WeightsSpec",
 ]
-
-_LARGEST = 2**53 - 1  # the last whole number that every JSON reader keeps exactly
-
-
-def _expected(what: str) -> PydanticCustomError:
-    return PydanticCustomError("expected", "expected {what}", {"what": what})
-
-
-def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST else value
-
-
-def _is_version_1(value: object) -> object:
-    if type(value) is not int or value != 1:
-        raise _expected("1, the only version there is")
-    return value
-
-
-def _is_deterministic(value: object) -> object:
-    if not isinstance(value, bool) and value != "warn":
-        raise _expected("true, warn or false")
-    return value
-
-
-def _is_window(value: object) -> object:
-    value = _whole(value)
-    if value != "all" and (type(value) is not int or not 1 <= value <= _LARGEST):
-        raise _expected("a number of row groups from 1, or all")
-    return value
-
-
-def _is_run_id(value: str) -> str:
-    if not RUN_ID_PATTERN.fullmatch(value):
-        raise _expected("1 to 64 of A-Z a-z 0-9 . _ -, the first one a letter or digit")
-    if value in RESERVED_RUN_IDS:
-        raise _expected(f"an id that is not reserved ({one_of(sorted(RESERVED_RUN_IDS))} name folders)")
-    return value
-
-
-def _is_path(value: str) -> str:
-    if not value.strip() or "\0" in value:
-        raise _expected("a path")
-    return value
-
-
-def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not value:
-        raise _expected("at least one path")
-    return value
-
-
-def _is_label(value: str) -> str:
-    if len(value) > 256 or not value.isprintable():
-        raise _expected("one line of at most 256 characters")
-    return value
-
-
-def _two_numbers(value: object) -> object:
-    if isinstance(value, (list, tuple)) and len(value) != 2:
-        raise _expected("two numbers")
-    return value
-
-
-def _null_policy(value: object) -> object:
-    if value == "refuse":
-        return value
-    if not isinstance(value, Mapping):
-        raise _expected("refuse, or the value that stands for null of each column that has some")
-    for name, fill in value.items():
-        if not isinstance(name, str) or not (fill is None or isinstance(fill, (bool, int, float, str))):
-            raise _expected(f"one number, boolean or text for {name!r}, or null to let nulls through")
-        if isinstance(fill, float) and not math.isfinite(fill):
-            raise _expected(f"a finite number for {name!r}")
-        if isinstance(fill, int) and not -(2**63) <= fill < 2**64:
-            raise _expected(f"a number of at most 64 bits for {name!r}")
-    return value
-
-
-def _at_least_one(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not value:
-        raise _expected("at least one pattern")
-    return value
-
-
-def _is_target(value: str) -> str:
-    try:
-        parse_target(value)
-    except UsageError as error:
-        told = f"{error.message} {error.hint}"
-        raise PydanticCustomError("told", "{told}", {"told": told.rstrip(".")}) from error
-    return value
-
-
-def _no_target_twice(value: tuple[str, ...]) -> tuple[str, ...]:
-    if len({parse_target(one).digest for one in value}) < len(value):
-        raise _expected("each target once")
-    return value
-
-
-def _is_file_name(value: str) -> str:
-    if not _FILE_NAME.fullmatch(value):
-        raise _expected("a plain file name: 1 to 64 of A-Z a-z 0-9 . _ -, the first one a letter or digit")
-    return value
-
-
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_TRAINER = r"^[A-Za-z_][A-Za-z0-9_.-]*(:[A-Za-z_][A-Za-z0-9_.]*)?$"
-_DEVICE = r"^[a-z]+(:[0-9]{1,4})?$"
-_NAME = r"^[a-z][a-z0-9_]*$"
-
-Positive = Annotated[int, Field(ge=1, le=_LARGEST), BeforeValidator(_whole)]
-Count = Annotated[int, Field(ge=0, le=_LARGEST), BeforeValidator(_whole)]
-NotNegative = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-PathText = Annotated[str, Field(min_length=1), AfterValidator(_is_path)]
-Label = Annotated[str, Field(max_length=256), AfterValidator(_is_label)]
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
-Paths = Annotated[
-    tuple[PathText, ...], Field(strict=False, json_schema_extra={"minItems": 1}), AfterValidator(_not_empty)
-]
-Nulls = Annotated[Literal["refuse"] | dict[str, bool | int | float | str | None], BeforeValidator(_null_policy)]
-Patterns = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
-    Field(strict=False, json_schema_extra={"minItems": 1}),
-    AfterValidator(_at_least_one),
-]
-Targets = Annotated[
-    tuple[Annotated[str, Field(max_length=1024), AfterValidator(_is_target)], ...],
-    Field(strict=False, max_length=16),
-    AfterValidator(_no_target_twice),
-]
-Inputs = dict[Annotated[str, Field(pattern=_NAME, max_length=64)], PathText]
-Batches = Annotated[tuple[dict[str, Any], ...], Field(strict=False)]
-SampleText = Annotated[str, Field(max_length=16_384)]
-Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False), BeforeValidator(_two_numbers)]
 
 
 class _Part(BaseModel):
@@ -220,13 +100,13 @@ class DatasetSpec(_Part):
     """What a null means: `refuse` it, or `{column: value}`, where a value of null lets that column's nulls through."""
     batch_size: Positive = 32
     """Rows a step, over all ranks and micro-batches."""
-    readahead: Annotated[int, Field(ge=0, le=1024), BeforeValidator(_whole)] = 2
+    readahead: Annotated[int, Field(ge=0, le=1024), Whole] = 2
     """Batches to read ahead of the step; 0: none."""
-    workers: Annotated[int, Field(ge=0, le=256), BeforeValidator(_whole)] = 0
+    workers: Annotated[int, Field(ge=0, le=256), Whole] = 0
     """Processes that run the trainer's `transform` ahead of the step, for each rank; 0: it runs in the step."""
     shuffle: bool = True
     """Whether each pass has its own order. It follows from `seed`, the data and the pass, from nothing else."""
-    window: Annotated[int | Literal["all"], BeforeValidator(_is_window)] = 8
+    window: Window = 8
     """Row groups that are shuffled together: more mix better and take more memory. all: the whole data set."""
     cache: PathText | None = None
     """A folder for the data decoded into mapped Arrow, made when not there; null: parquet is decoded in each pass."""
@@ -272,7 +152,7 @@ class GroupSpec(_Part):
 class OptimizerSpec(_Part):
     """The optimizer of a TorchTrainer: a class of torch.optim, and its arguments."""
 
-    name: Annotated[str, Field(pattern=_NAME)] = "adamw"
+    name: Name = "adamw"
     """Lower-case name of a class of torch.optim: adamw, sgd ..."""
     lr: AboveZero = 1e-3
     """Learning rate. With a `schedule` it is the highest one, the same as `schedule.lr_max`."""
@@ -337,7 +217,7 @@ class CompileSpec(_Part):
 
     enabled: bool = False
     """Whether the model is compiled."""
-    backend: Annotated[str, Field(pattern=_NAME)] = "inductor"
+    backend: Name = "inductor"
     """Backend of torch.compile."""
     mode: Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")] | None = None
     """Its mode, such as max-autotune."""
@@ -372,7 +252,7 @@ class BestSpec(_Part):
 class CheckpointSpec(_Part):
     """Which checkpoints are kept."""
 
-    keep: Annotated[int, Field(ge=2, le=_LARGEST), BeforeValidator(_whole)] = 3
+    keep: Annotated[int, Field(ge=2, le=LARGEST), Whole] = 3
     """The newest this many stay, and the best one; never fewer than two, so that one may be torn."""
     every_epochs: Count = 1
     """An artifact of the epoch, `epoch-NNN.pt` and its metadata, each this many epochs; 0: none."""
@@ -423,7 +303,7 @@ class ExportSpec(_Part):
 
     onnx: bool | None = None
     """Export to ONNX and compare with ONNX Runtime; null: where the trainer can, and the extra `export` is there."""
-    opset: Annotated[int, Field(ge=18, le=25), BeforeValidator(_whole)] = 18
+    opset: Annotated[int, Field(ge=18, le=25), Whole] = 18
     """Opset of the ONNX file."""
     parity_policy: Literal["fail", "warn"] = "fail"
     """What a difference that is too large does: end as `parity_failed`, or be reported."""
@@ -436,7 +316,7 @@ class LogSpec(_Part):
 
     enabled: bool = True
     """Whether it is written."""
-    filename: Annotated[str, AfterValidator(_is_file_name)] = "train.log"
+    filename: FileName = "train.log"
     """Its name, in `logs/`."""
     capture_stdout: bool = False
     """Whether what is printed lands there too."""
@@ -466,7 +346,7 @@ class SamplePromptSpec(_Part):
     """An image to begin from, as the trainer names it."""
     mode: Annotated[str, Field(max_length=256)] | None = None
     """Which kind of sample."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)] | None = None
+    seed: Seed | None = None
     """Where its randomness starts; null: `sample_seed`."""
 
     @model_validator(mode="before")
@@ -489,16 +369,13 @@ class LimitsSpec(_Part):
 class Spec(_Part):
     """One training, as its user wants it: every file, profile and override merged, and all of it checked."""
 
-    config_version: Annotated[Literal[1], BeforeValidator(_is_version_1)] = Field(examples=[1])
+    config_version: Version1 = Field(examples=[1])
     """Version of this schema: 1."""
     trainer_api_version: Literal["v1"] | None = None
     """Version of the trainer contract; null: v1."""
-    run_id: (
-        Annotated[str, AfterValidator(_is_run_id), Field(json_schema_extra={"pattern": f"^{RUN_ID_PATTERN.pattern}$"})]
-        | None
-    ) = None
+    run_id: RunId | None = None
     """Name of the run and of its folder; null: a UTC stamp and a random tail."""
-    trainer: Annotated[str, Field(pattern=_TRAINER, max_length=256)] = Field(examples=["lm"])
+    trainer: TrainerName = Field(examples=["lm"])
     """Who trains: the name of an entry point, or `module:Class`."""
     hyperparams: dict[str, Any] = Field(default_factory=dict)
     """The trainer's own parameters: JSON values with finite numbers."""
@@ -506,9 +383,9 @@ class Spec(_Part):
     """The training data."""
     validation: ValidationSpec | None = None
     """The validation data; null: no validation."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)] = Field(examples=[42])
+    seed: Seed = Field(examples=[42])
     """Where all randomness starts."""
-    device: Annotated[str, Field(pattern=_DEVICE)] = Field(examples=["cpu"])
+    device: DeviceName = Field(examples=["cpu"])
     """cpu, cuda, cuda:1, mps ...; never replaced by another. auto: an accelerator if one is here, else cpu; the plan
     says which."""
     precision: Literal["none", "fp16", "bf16"] = Field(examples=["none"])
@@ -529,7 +406,7 @@ class Spec(_Part):
     """Let the trainer write samples each this many steps; 0: never."""
     sample_prompts: Annotated[tuple[SamplePromptSpec, ...], Field(strict=False, max_length=1000)] = ()
     """What it is asked for: texts, or a prompt with more. It finds them in `ctx.sample_requests`."""
-    sample_seed: Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_whole)] = 0
+    sample_seed: Seed = 0
     """The seed of each of them that has none of its own."""
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
     """The optimizer of a TorchTrainer."""
@@ -572,9 +449,9 @@ class Spec(_Part):
     """Whether a new run gets a version of its own below its `run_id`, instead of being refused where there is one."""
     runs_dir: PathText | None = None
     """Folder of all runs; null: `runs` below the current folder. `--runs-dir` and TRN_RUNS_DIR win."""
-    threads: Annotated[int, Field(ge=0, le=4096), BeforeValidator(_whole)] = 0
+    threads: Annotated[int, Field(ge=0, le=4096), Whole] = 0
     """CPU threads; 0: what the machine gives. The number used is recorded and part of the resume contract."""
-    deterministic: Annotated[bool | Literal["warn"], BeforeValidator(_is_deterministic)] = True
+    deterministic: Deterministic = True
     """Deterministic kernels: required, wanted with a warning where there is none, or not asked for."""
     owner: Label = ""
     """Who the run belongs to."""
