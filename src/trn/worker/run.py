@@ -257,6 +257,7 @@ class _Worker:
             report = uploads.finish(end, min(_HURRY_S, seconds))
         else:
             with self._stopping.then(lambda: uploads.hurry(_HURRY_S)):  # a signal from now on is for the uploads
+                _say(f"trn: the run has ended ({terminal.status}); uploads have up to {seconds:g} s")
                 report = uploads.finish(end, seconds)
         told = {"accepted": report.accepted, "pending": report.pending, "skipped": report.skipped}
         try:
