@@ -215,7 +215,7 @@ def test_a_file_that_changes_while_it_is_mapped_is_an_error_and_no_garbage(
             os.utime(path, ns=(1, 1))
         else:
             os.truncate(path, 8 if how == "cut" else size + 1)
-        with pytest.raises(DataError, match="the cache was changed while it was read"):
+        with pytest.raises(DataError, match="the cache was (changed|touched or written to) while it was read"):
             all(feed.next() for _ in range(1000))
 
 
@@ -285,6 +285,28 @@ def test_a_dictionary_column_is_refused(tmp_path: Path, folder: Path) -> None:
             make_cache(dataset, [name], folder)
 
 
+def test_maps_come_out_of_the_cache_though_their_entries_have_other_names(tmp_path: Path, folder: Path) -> None:
+    tags = pa.array([[("a", 1)], [], [("b", 2), ("c", 3)]], pa.map_(pa.string(), pa.int32()))
+    inside = pa.StructArray.from_arrays([tags, pa.array([1, 2, 3])], ["deep", "x"])
+    pq.write_table(pa.table({"tags": tags, "inside": inside}), tmp_path / "a.parquet")
+    dataset = open_dataset([str(tmp_path / "a.parquet")], columns=None)
+    made = make_cache(dataset, ["tags", "inside"], folder)
+    for mapped in (open_cache(dataset, ["tags", "inside"], folder), open_cache_at(made.path, dataset, ["inside"])):
+        taken = mapped.take(np.array([2, 0])).column("inside").to_pylist()
+        assert taken == [{"deep": [("b", 2), ("c", 3)], "x": 3}, {"deep": [("a", 1)], "x": 1}]
+        mapped.close()
+
+
+@pytest.mark.parametrize("readahead", [0, 1])
+def test_a_rank_may_have_a_share_of_the_short_batch_alone(write: WriteParquet, folder: Path, readahead: int) -> None:
+    dataset = open_dataset([write("a.parquet", [9])], columns=["id"])
+    make_cache(dataset, ["id"], folder)
+    order = order_of(dataset, batch_size=5, remainder="keep", passes=1)
+    shares = {"rank": 3, "world_size": 7, "readahead": readahead}
+    feed = Feed(dataset, order, ["id"], Cursor(), cache=open_cache(dataset, ["id"], folder), **shares)
+    assert [batch.record_batch.num_rows for batch in take(feed)] == [0, 1]
+
+
 def test_the_file_is_arrow_ipc_that_anybody_reads(dataset: Dataset, folder: Path) -> None:
     found = make_cache(dataset, COLUMNS, folder)
     with pa.memory_map(str(found.path)) as source:
@@ -334,6 +356,36 @@ def test_a_cache_is_not_used_for_other_data_of_the_same_size_and_footer(tmp_path
             found = rows.take(np.arange(64)).column("x").values.to_numpy()
             assert np.array_equal(found, values)
             rows.close()
+
+
+def test_a_cache_is_named_after_the_files_as_they_were_when_it_was_made(tmp_path: Path, folder: Path) -> None:
+    def written(middle: int, changed_s: int) -> Dataset:
+        pq.write_table(pa.table({"x": [1, middle, 9]}), tmp_path / "x.parquet", compression="none")
+        os.utime(tmp_path / "x.parquet", (changed_s, changed_s))
+        return open_dataset([str(tmp_path / "x.parquet")], columns=None)
+
+    def rows_of(dataset: Dataset) -> list[int]:
+        make_cache(dataset, ["x"], folder)
+        mapped = open_cache(dataset, ["x"], folder)
+        found: list[int] = mapped.take(np.arange(3)).column("x").to_pylist()
+        mapped.close()
+        return found
+
+    planned = written(5, 1_000_000_000)
+    assert written(7, 1_100_000_000).fingerprint == planned.fingerprint, "of sizes and footers, which are the same"
+    assert rows_of(planned) == [1, 7, 9], "what parquet would give now"
+    written(5, 1_000_000_000)
+    assert not has_cache(planned, ["x"], folder)
+    assert rows_of(planned) == [1, 5, 9]
+
+
+def test_a_file_that_changes_while_it_is_decoded_makes_no_cache(
+    dataset: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_PIECE_BYTES", 1)
+    with pytest.raises(DataError, match=r"c\.parquet: the file was changed while it was decoded"):
+        make_cache(dataset, ["id"], folder, each_block=lambda rows: os.utime(dataset.files[2].path, (1, 1)))
+    assert [path.name for path in folder.iterdir()] == [".trn-cache.lock"]
 
 
 def test_a_cache_leaves_alone_what_is_not_its_own(tmp_path: Path) -> None:

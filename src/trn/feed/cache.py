@@ -12,8 +12,9 @@ size can share a footer, the digests of the row groups where a manifest gave the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trn.feed.blocks import ParquetBlocks
 from trn.feed.dataset import Dataset, holds_dictionary
 from trn.feed.gather import plain_type
 from trn.feed.mapped import MappedRows
+from trn.feed.sources import of_each, stat_source
 from trn.feed.strict import fields
 from trn.files import TEMP_MARK, Lock, atomic_file, make_folder, remove, sha256_file, write_atomic
 from trn.records import JsonError, pretty_json, read_json, sha256_json
@@ -78,6 +80,14 @@ def _key_of(columns: list[dict[str, str]], dataset: Dataset) -> str:
 
 
 def _content(dataset: Dataset) -> str:
+    """Raises DataError where nothing says whether a file is still the same."""
+    for file in dataset.files:
+        if file.digests is None and not file.mtime_ns:
+            raise DataError(
+                "nobody says when this file was changed, so no cache can be known to be of it.",
+                where=file.path,
+                hint="Write a manifest with digests (`trn data index`), or use no dataset.cache.",
+            )
     marks = [
         [file.mtime_ns] if file.digests is None else [one.sha256 for one in file.digests] for file in dataset.files
     ]
@@ -89,21 +99,41 @@ def _columns(dataset: Dataset, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def has_cache(dataset: Dataset, columns: Sequence[str], folder: Path) -> bool:
-    """Whether `find_cache` finds one."""
+    """Whether `find_cache` finds one. Raises DataError where a file is gone."""
+    return _is_there(_as_now(dataset), columns, folder)
+
+
+def _is_there(dataset: Dataset, columns: Sequence[str], folder: Path) -> bool:
     try:
-        find_cache(dataset, columns, folder)
+        _find(dataset, columns, folder)
     except DataError:
         return False
     return True
 
 
 def has_manifest(dataset: Dataset, columns: Sequence[str], folder: Path) -> bool:
-    """Whether there is one, whole or not."""
-    return (folder / f"{_key(dataset, columns)}.json").exists()
+    """Whether there is one, whole or not. Raises DataError where data cannot have one."""
+    return (folder / f"{_key(_as_now(dataset), columns)}.json").exists()
 
 
 def find_cache(dataset: Dataset, columns: Sequence[str], folder: Path) -> Cache:
     """The cache of these columns of a data set. Raises DataError: there is none, or not one that is whole."""
+    return _find(_as_now(dataset), columns, folder)
+
+
+def _as_now(dataset: Dataset) -> Dataset:
+    """With the times that the files have now. Raises DataError.
+
+    A data set can be older than its files: of a plan, when the run is resumed. Rows that are decoded now are those of
+    the files as they are now, and that is what a cache is named after.
+    """
+    timed = [file.path for file in dataset.files if file.digests is None]
+    found = iter(of_each(timed, stat_source))
+    files = (replace(one, mtime_ns=next(found).mtime_ns) if one.digests is None else one for one in dataset.files)
+    return replace(dataset, files=tuple(files))
+
+
+def _find(dataset: Dataset, columns: Sequence[str], folder: Path) -> Cache:
     path = folder / f"{_key(dataset, columns)}.arrow"
     found = _manifest_of(path)
     if found is None:
@@ -122,6 +152,7 @@ def find_cache_at(path: Path, dataset: Dataset, columns: Sequence[str]) -> Cache
 
     Raises DataError: it is not there, not whole, of other data, or lacks a column.
     """
+    dataset = _as_now(dataset)
     found = _manifest_of(path)
     if found is None:
         raise DataError("there are no decoded data.", where=str(path), hint="Decode them again, with `trn data cache`.")
@@ -198,11 +229,16 @@ def _opened(cache: Cache, dataset: Dataset, columns: Sequence[str]) -> MappedRow
         rows = MappedRows(cache.path, columns, size_bytes=cache.size_bytes)
     except DataError as error:
         raise _damaged(cache.path, error.message.rstrip(".")) from error
-    described = [{"name": one.name, "type": str(one.type)} for one in rows.schema]
-    if rows.rows != cache.rows or described != _columns(dataset, columns):
+    found = [(one.name, _kind(str(one.type))) for one in rows.schema]
+    if rows.rows != cache.rows or found != [(name, _kind(dataset.columns[name])) for name in columns]:
         rows.close()
         raise _damaged(cache.path, "its rows or columns are not those of its manifest")
     return rows
+
+
+def _kind(described: str) -> str:
+    """A type without the name of a map's entries: in parquet they are called as the column, in Arrow IPC "entries"."""
+    return re.sub(r" \('.*?'\)>", ">", described)
 
 
 def verify_cache(cache: Cache) -> None:
@@ -223,8 +259,10 @@ def make_cache(
     `each_block` is called with the number of rows that are done, 0 while waiting; what it raises ends the making, and
     nothing is left. Raises DataError for the data, StorageError for the folder.
     """
-    if has_cache(dataset, columns, folder):
-        return find_cache(dataset, columns, folder)
+    dataset = _as_now(dataset)
+    _key(dataset, columns)  # refuses, before there is a folder, data that can have none
+    if _is_there(dataset, columns, folder):
+        return _find(dataset, columns, folder)
     reader = ParquetBlocks(dataset, columns)
     _refuse_dictionaries(reader.schema, dataset)
     make_folder(folder)
@@ -232,13 +270,13 @@ def make_cache(
     while not lock.acquire("trn data cache", wait_s=_WAIT_S):
         each_block(0)
     try:
-        if not has_cache(dataset, columns, folder):
+        if not _is_there(dataset, columns, folder):
             _clear_torn(dataset, columns, folder)
             _write(dataset, columns, folder, reader, each_block)
     finally:
         reader.close()
         lock.release()
-    return find_cache(dataset, columns, folder)
+    return _find(dataset, columns, folder)
 
 
 def _clear_torn(dataset: Dataset, columns: Sequence[str], folder: Path) -> None:
@@ -270,6 +308,7 @@ def _write(
             batch = batch.select(widest_first)
             pad = _padding(batch, file.size_bytes, step) if step <= _MOST_PADDING else 0
             writer.write_batch(batch, custom_metadata={"padding": "0" * pad})
+        _refuse_changed(dataset)
     value: dict[str, Any] = {
         "schema_version": CACHE_VERSION,
         "fingerprint": dataset.fingerprint,
@@ -280,6 +319,12 @@ def _write(
         "data_sha256": file.sha256,
     }
     write_atomic(folder / f"{key}.json", pretty_json({**value, "sha256": sha256_json(value)}))
+
+
+def _refuse_changed(dataset: Dataset) -> None:
+    for before, after in zip(dataset.files, _as_now(dataset).files, strict=True):
+        if before != after:
+            raise DataError("the file was changed while it was decoded.", where=before.path, hint="Start again.")
 
 
 def _row_bytes(kind: pa.DataType) -> int:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trn.errors import DataError
-from trn.feed.sources import open_source, stat_source
+from trn.feed.sources import of_each, open_source, stat_source
 from trn.feed.statistics import known_nulls
 from trn.feed.stores import is_url
 
@@ -23,7 +22,6 @@ __all__ = ["ByteRange", "Footer", "byte_ranges", "one_line", "read_footer", "rea
 
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8
-_AT_ONCE = 16
 _READ_BYTES = 64 << 10  # at once: most footers are smaller, and a store is asked once instead of twice
 
 
@@ -63,11 +61,8 @@ def read_footer(path: str, *, count_nulls: bool = False) -> Footer:
 
 
 def read_footers(paths: Sequence[str], *, count_nulls: bool = False) -> list[Footer]:
-    """`read_footer` of each path, in their order; of a store, many at a time, since each waits for an answer."""
-    if not any(map(is_url, paths)):
-        return [read_footer(path, count_nulls=count_nulls) for path in paths]
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="trn-footers") as pool:
-        return list(pool.map(lambda path: read_footer(path, count_nulls=count_nulls), paths))
+    """`read_footer` of each path, in their order."""
+    return of_each(paths, lambda path: read_footer(path, count_nulls=count_nulls))
 
 
 def read_footer_of(source: pa.NativeFile, path: str, *, count_nulls: bool = False) -> Footer:

@@ -106,11 +106,18 @@ class MappedRows:
 
     def _refuse_changed(self) -> None:
         now = os.fstat(self._fd)
-        if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
+        before = self._opened
+        if now.st_size != before.st_size:
             raise DataError(
-                f"the cache was changed while it was read: it had {self._opened.st_size} bytes, now {now.st_size}.",
+                f"the cache was changed while it was read: it had {before.st_size} bytes, now {now.st_size}.",
                 where=str(self.path),
                 hint="Remove it, and it is made again.",
+            )
+        if now.st_mtime_ns != before.st_mtime_ns:
+            raise DataError(
+                "the cache was touched or written to while it was read.",
+                where=str(self.path),
+                hint="Compare its bytes with `trn data validate`, or remove it, and it is made again.",
             )
 
     def close(self) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -19,11 +21,13 @@ from trn.errors import DataError
 from trn.feed.remote import expand_url, identity_of_url, open_url, stat_url
 from trn.feed.stores import is_url
 
-__all__ = ["READ_BYTES", "SourceStat", "expand", "identity", "open_source", "stat_source"]
+__all__ = ["READ_BYTES", "SourceStat", "expand", "identity", "of_each", "open_source", "stat_source"]
 
 READ_BYTES = 4 << 20
 """Of a file that is read through, at a time: a store answers each read after a while."""
 _SUFFIX = ".parquet"
+_AT_ONCE = 16
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,14 @@ def stat_source(path: str) -> SourceStat:
     if not stat.S_ISREG(found.st_mode):
         raise DataError("not a regular file; a data file is one that can be read twice.", where=path)
     return SourceStat(found.st_size, found.st_mtime_ns)
+
+
+def of_each(paths: Sequence[str], look: Callable[[str], Found]) -> list[Found]:
+    """What `look` finds at each path, in their order; in a store at many at a time, since each waits for an answer."""
+    if not any(map(is_url, paths)):
+        return [look(path) for path in paths]
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="trn-sources") as pool:
+        return list(pool.map(look, paths))
 
 
 def open_source(path: str) -> pa.NativeFile:
