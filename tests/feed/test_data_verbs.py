@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trn.doors.data import program_of
-from trn.feed import Cursor, Order, open_dataset, write_manifest
+from trn.feed import Cursor, Order, make_cache, open_dataset, open_manifest, write_manifest
 from trn.feed.__main__ import main
 from trn.feed.checks import validate_data
 from trn.feed.overlap import find_overlap, row_hashes
@@ -336,6 +336,17 @@ def test_validation_data_and_cache_of_a_spec_are_looked_at(
     assert len(lines) == 2
     assert "not a whole cache: it has sha256" in lines[0]
     assert "5 of 5 rows of the validation data" in lines[1]
+
+
+def test_the_cache_of_a_manifest_is_looked_at(write: WriteParquet, tmp_path: Path) -> None:
+    write_manifest([write("a.parquet", [5])], tmp_path / "dataset.json")
+    made = make_cache(open_manifest(tmp_path / "dataset.json", ["id"]), ["id"], tmp_path / "cache")
+    looked_at = Subject(named([str(tmp_path / "dataset.json")]), columns=("id",), cache=tmp_path / "cache")
+    assert validate_data(looked_at) == []
+    data = bytearray(made.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    made.path.write_bytes(data)
+    only([str(one) for one in validate_data(looked_at)], "not a whole cache: it has sha256")
 
 
 def test_fills_of_columns_that_are_not_asked_for_are_left_out(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trn.errors import DataError, UsageError
-from trn.feed import open_dataset, open_manifest
+from trn.feed import Dataset, open_dataset, open_manifest
 from trn.feed.__main__ import main
 from trn.feed.pack import PackSettings, build_pack
 
@@ -129,6 +129,21 @@ def test_best_fit_cuts_only_what_is_longer_than_a_row(tmp_path: Path) -> None:
     assert documents[3][:5] in pieces
     assert documents[3][4:] in pieces
     assert (summary["documents"]["cut"], summary["tokens"]["repeated"]) == (1, 1)
+
+
+def test_documents_that_were_changed_in_place_are_others(tmp_path: Path) -> None:
+    def written(middle: int) -> Dataset:
+        lists = pa.array([[1, 2, 3], [4, 5, middle], [7, 8, 9]], pa.list_(pa.int32()))
+        pq.write_table(pa.table({"doc": lists}), tmp_path / "a.parquet", compression="none", use_dictionary=False)
+        return open_dataset([str(tmp_path / "a.parquet")], columns=["doc"])
+
+    before = written(6)
+    build_pack(before, tmp_path / "out", PackSettings("doc", 8))
+    after = written(5)
+    assert after.fingerprint == before.fingerprint, "sizes and footers are the same"
+    with pytest.raises(UsageError, match="from other documents"):
+        build_pack(after, tmp_path / "out", PackSettings("doc", 8))
+    assert build_pack(written(6), tmp_path / "out", PackSettings("doc", 8))[0] == "up_to_date"
 
 
 def test_the_same_documents_and_settings_give_the_same_bytes_and_others_do_not(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 
 import boto3
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -27,9 +29,12 @@ from trn.feed import (
     Feed,
     Order,
     check_unchanged,
+    make_cache,
+    open_cache,
     open_dataset,
     open_manifest,
     read_sequential,
+    stores_fsspec,
     write_manifest,
 )
 from trn.feed.sources import identity, stat_source
@@ -451,6 +456,52 @@ def test_files_of_a_web_server_are_read_in_pieces(web: str, tmp_path: Path, writ
     write("web/d/2.parquet", [2], first=70)
     with pytest.raises(DataError, match=r"/d/2\.parquet.*the file has changed"):
         check_unchanged(one)
+
+
+def test_a_cache_of_a_web_server_s_files_is_bound_to_their_times(web: str, tmp_path: Path) -> None:
+    path = tmp_path / "web/a.parquet"
+    for middle, changed_s in ((5, 1_700_000_000), (7, 1_700_009_999)):  # the same size and footer
+        pq.write_table(pa.table({"x": [1, middle, 9]}), path, compression="none", use_dictionary=False)
+        os.utime(path, (changed_s, changed_s))
+        dataset = open_dataset([f"{web}/a.parquet"], columns=None)
+        assert dataset.files[0].mtime_ns == changed_s * 10**9
+        make_cache(dataset, ["x"], tmp_path / "cache")
+        rows = open_cache(dataset, ["x"], tmp_path / "cache")
+        assert rows.take(np.arange(3)).column("x").to_pylist() == [1, middle, 9]
+        rows.close()
+
+
+class _Timeless(_Ranged):
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
+
+def test_files_without_a_time_have_a_cache_only_with_a_manifest(tmp_path: Path, write: WriteParquet) -> None:
+    write("web/a.parquet", [3])
+    with web_server(partial(_Timeless, directory=str(tmp_path / "web"))) as place:
+        url = f"http://{place}/a.parquet"
+        dataset = open_dataset([url], columns=["id"])
+        with pytest.raises(DataError, match=r"a\.parquet: nobody says when this file was changed.*trn data index"):
+            make_cache(dataset, ["id"], tmp_path / "cache")
+        assert not (tmp_path / "cache").exists()
+        write_manifest([url], tmp_path / "dataset.json")
+        indexed = open_manifest(tmp_path / "dataset.json", ["id"])
+        assert make_cache(indexed, ["id"], tmp_path / "cache").rows == 3
+
+
+@pytest.mark.parametrize(
+    ("told", "expected_s"),
+    [
+        ("Wed, 15 Nov 2023 00:59:59 GMT", 1_700_009_999),
+        ("2023-11-15T00:59:59Z", 1_700_009_999),
+        (1_700_009_999.0, 1_700_009_999),
+        ("yesterday", 0),
+        (None, 0),
+    ],
+)
+def test_times_are_taken_as_clients_write_them(told: object, expected_s: int) -> None:
+    assert stores_fsspec._nanoseconds(told) == expected_s * 10**9
 
 
 def test_a_web_server_that_refuses_or_has_nothing_is_named(web: str, tmp_path: Path, write: WriteParquet) -> None:

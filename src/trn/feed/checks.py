@@ -217,9 +217,7 @@ def _check_rows(file: _File, fills: Fills | None, found: list[Finding]) -> None:
 
 def _row_groups(file: _File, found: list[Finding]) -> Iterator[tuple[int, pa.Table | None]]:
     """Number and rows of each row group that is not empty; None in place of rows that cannot be had."""
-    dataset = dataset_of([file.footer], file.columns)
-    if file.described is not None:
-        dataset = replace(dataset, files=(replace(dataset.files[0], digests=file.described.digests),))
+    dataset = _dataset([file], file.columns)
     reader = ParquetBlocks(dataset, file.columns)
     try:
         for index, block in enumerate(dataset.blocks):
@@ -230,6 +228,16 @@ def _row_groups(file: _File, found: list[Finding]) -> Iterator[tuple[int, pa.Tab
                 yield block.row_group, None
     finally:
         reader.close()
+
+
+def _dataset(files: Sequence[_File], columns: Sequence[str]) -> Dataset:
+    """The data set of these files, with the digests of those that a manifest describes. Raises DataError."""
+    dataset = dataset_of([file.footer for file in files], columns)
+    described = (
+        one if file.described is None else replace(one, digests=file.described.digests)
+        for one, file in zip(dataset.files, files, strict=True)
+    )
+    return replace(dataset, files=tuple(described))
 
 
 def _leaves(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
@@ -268,7 +276,7 @@ def _check_cache(subject: Subject, training: _Read, found: list[Finding]) -> Non
         return
     try:
         columns = training.files[0].columns
-        dataset = dataset_of([file.footer for file in training.files], columns)
+        dataset = _dataset(training.files, columns)
         if has_manifest(dataset, columns, Path(subject.cache)):
             verify_cache(find_cache(dataset, columns, Path(subject.cache)))
     except DataError as error:

@@ -101,7 +101,7 @@ class Feed:
         parts = parts if fills is None else WithoutNulls(parts, dataset, fills)
         self._ahead: Ahead | Inline
         if readahead > 0:
-            least = readahead * self._share
+            least = max(1, readahead * self._share)  # of a short batch a rank may have a share where it has none else
             self._ahead = Ahead(parts, min_rows=least, stop=stop, finish=source.close, give_up=give_up)
         else:
             self._ahead = Inline(parts, finish=source.close)

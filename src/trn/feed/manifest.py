@@ -25,7 +25,7 @@ from trn.feed.strict import fields
 from trn.files import write_atomic
 from trn.records import JsonError, from_json, pretty_json, read_json, sha256_json
 
-__all__ = ["MANIFEST_VERSION", "manifest_files", "open_manifest", "write_manifest"]
+__all__ = ["MANIFEST_VERSION", "content_sha256", "manifest_files", "open_manifest", "write_manifest"]
 
 MANIFEST_VERSION = 1
 _TOP: dict[str, type] = {
@@ -80,6 +80,15 @@ def write_manifest(paths: Sequence[str], out: Path) -> Dataset:
     }
     write_atomic(out, pretty_json({**value, "sha256": sha256_json(value)}))
     return replace(dataset, files=tuple(files))
+
+
+def content_sha256(dataset: Dataset) -> str:
+    """The digest of all rows as they lie in the files; they are read for it, but where a manifest gave digests.
+
+    Raises DataError.
+    """
+    digests = (_hash_file(file)[1] if file.digests is None else file.digests for file in dataset.files)
+    return sha256_json([[one.sha256 for one in groups] for groups in digests])
 
 
 def _hash_file(file: DataFile) -> tuple[str, tuple[RowGroupDigest, ...]]:

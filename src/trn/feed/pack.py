@@ -31,7 +31,7 @@ from trn import files
 from trn.errors import DataError
 from trn.feed.dataset import Dataset, open_dataset
 from trn.feed.documents import Documents, read_documents
-from trn.feed.manifest import write_manifest
+from trn.feed.manifest import content_sha256, write_manifest
 from trn.feed.pack_rows import Long, PackSettings, Strategy, packed_rows
 from trn.feed.products import Product, find_product, make_product
 from trn.feed.text_tokens import ReadTokenizer, Say, read_tokenizer
@@ -69,6 +69,7 @@ def build_pack(
     head = {
         "settings": asdict(settings),
         "documents_fingerprint": dataset.fingerprint,
+        "documents_sha256": content_sha256(dataset),
         "tokenizer_sha256": None if tokenizer is None else tokenizer.sha256,
     }
     digest = sha256_json({"format": _FORMAT, **head})

@@ -8,7 +8,8 @@ from __future__ import annotations
 import datetime
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -88,7 +89,7 @@ class FsspecStore:
     def _listed(self, info: dict[str, Any]) -> Listed:
         path = "/" + str(info["name"]).partition("?")[0].removeprefix(self._root).lstrip("/")
         size = info.get("size")
-        times = (info.get(key) for key in ("mtime", "LastModified", "last_modified", "updated"))
+        times = (info.get(key) for key in ("mtime", "LastModified", "last_modified", "Last-Modified", "updated"))
         return Listed(
             path,
             is_folder=info.get("type") == "directory",
@@ -98,9 +99,19 @@ class FsspecStore:
 
 
 def _nanoseconds(time: Any) -> int:
+    """Of a time as clients give them: seconds, a datetime, or the text of a header or of JSON; 0 of anything else."""
+    if isinstance(time, str):
+        time = _parsed(time)
     if isinstance(time, datetime.datetime):
         time = time.timestamp()
     return int(time * 1e9) if isinstance(time, (int, float)) and time > 0 else 0
+
+
+def _parsed(text: str) -> datetime.datetime | None:
+    for parse in (parsedate_to_datetime, datetime.datetime.fromisoformat):
+        with suppress(ValueError):
+            return parse(text)
+    return None
 
 
 class _Guarded:
