@@ -225,6 +225,57 @@ def test_extension_types_that_the_library_does_not_know_are_refused_at_any_depth
             open_dataset(paths, columns=None)
 
 
+@pytest.mark.parametrize(
+    ("view", "value", "name", "instead"),
+    [
+        (pa.string_view(), "a", "string_view", "string or large_string"),
+        (pa.binary_view(), b"a", "binary_view", "binary or large_binary"),
+        (pa.list_view(pa.int32()), [1], "list_view", "list or large_list"),
+        (pa.large_list_view(pa.string()), ["a"], "large_list_view", "list or large_list"),
+    ],
+)
+def test_view_types_are_refused_at_any_depth_and_only_where_they_are_read(
+    tmp_path: Path, view: pa.DataType, value: object, name: str, instead: str
+) -> None:
+    deep = pa.large_list(pa.struct([("n", pa.int8()), ("m", pa.map_(pa.string(), pa.list_(view, 1)))]))
+    for kind, row in [
+        (view, value),
+        (pa.list_(view), [value]),
+        (pa.list_(view, 2), [value, value]),
+        (pa.struct([("n", pa.int8()), ("v", view)]), {"n": 1, "v": value}),
+        (pa.map_(view, pa.int8()), [(value, 1)]),
+        (pa.map_(pa.int8(), view), [(1, value)]),
+        (deep, [{"n": 1, "m": [("k", [value])]}]),
+    ]:
+        path = save(tmp_path / "a.parquet", v=pa.array([row], kind), x=[1])
+        found = pq.read_schema(path).field("v").type
+        assert name in str(found)
+        assert open_dataset([path], columns=["x"]).rows == 1
+        for columns in (None, ["x", "v"]):
+            with pytest.raises(DataError) as caught:
+                open_dataset([path], columns=columns, fills={"v": None})
+            assert (caught.value.where, caught.value.message, caught.value.hint) == (
+                path,
+                f'column "v" is {found}; Arrow\'s {name} is not read.',
+                f"Write it as {instead}, or leave the column out with dataset.columns.",
+            )
+
+
+def test_a_view_type_in_the_second_file_is_named_there(tmp_path: Path) -> None:
+    paths = [
+        save(tmp_path / f"{kind}.parquet", s=pa.array(["a"], kind), x=[1]) for kind in (pa.string(), pa.string_view())
+    ]
+    assert open_dataset(paths, columns=["x"]).rows == 2
+    with pytest.raises(DataError, match=r"string_view\.parquet: column \"s\" is string_view; Arrow's"):
+        open_dataset(paths, columns=["s"])
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.large_binary(), pa.large_list(pa.int32())])
+def test_large_types_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    value = [1] if pa.types.is_large_list(kind) else b"a"
+    assert open_dataset([save(tmp_path / "a.parquet", v=pa.array([value], kind))], columns=None).rows == 1
+
+
 def test_a_data_set_goes_through_the_plan_unchanged(write: WriteParquet) -> None:
     dataset = open_dataset([write("a.parquet", [3, 0]), write("b.parquet", [2])], columns=["pair", "id"])
     again = Dataset.from_json(from_json(canonical_json(dataset.to_json())))

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trn.errors import DataError
 from trn.feed import gather
-from trn.feed.gather import Gather, plain_rows, plain_type
+from trn.feed.gather import Gather, concat, plain_rows, plain_type
 from trn.feed.shared import shared_tensor
 from trn.feed.tensors import to_tensors
 
@@ -114,3 +115,53 @@ def test_a_shared_tensor_is_that_of_the_way_for_every_column() -> None:
         assert shared_tensor(gathered.column(name)) is None
     assert shared_tensor(gathered.column("i64").slice(0, 0)) is None
     assert shared_tensor(pa.Array.from_buffers(pa.int64(), 10, [None, pa.py_buffer(bytes(80))])) is None
+
+
+SIZE = 1 << 27
+
+
+def one_row(kind: pa.DataType) -> pa.RecordBatch:
+    """A small column, and `v`, whose row has 128 MiB or 2^27 values: zeros that nobody looks at take no memory."""
+    offsets = pa.array([0, SIZE], pa.int32())
+    if pa.types.is_struct(kind):
+        row = pa.StructArray.from_arrays([one_row(kind.field(0).type).column("v")], fields=list(kind))
+    elif pa.types.is_list(kind):
+        row = pa.ListArray.from_arrays(offsets, pa.nulls(SIZE), type=kind)
+    else:
+        row = pa.Array.from_buffers(kind, 1, [None, offsets.buffers()[1], pa.py_buffer(bytes(SIZE))])
+    return pa.record_batch({"x": pa.array([1]), "v": row})
+
+
+def is_refused(error: DataError, kind: pa.DataType) -> bool:
+    return str(error) == (
+        f'data error [data_error] at dataset.batch_size: column "v" is {kind}, and 16 rows together hold more than its'
+        " 32-bit offsets reach: 2 GiB of text or bytes, or 2^31 values in lists. Use a smaller batch, or write the"
+        " column as large_string, large_binary or large_list."
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.binary(), pa.list_(pa.null()), pa.struct([("s", pa.string())])], ids=str
+)
+def test_more_than_32_bit_offsets_reach_in_one_batch_is_refused_by_name(kind: pa.DataType) -> None:
+    # Arrow adds up the lengths before it asks for memory: nothing is copied
+    batch = one_row(kind)
+    with pytest.raises(DataError) as caught:
+        concat([batch] * 16, batch.schema)
+    assert is_refused(caught.value, kind)
+    assert isinstance(caught.value.__cause__, pa.ArrowInvalid)
+
+
+@pytest.mark.slow
+def test_more_than_32_bit_offsets_reach_gathered_from_pieces_is_refused_by_name() -> None:
+    # 2 GiB are copied: what is taken from one piece has memory of its own
+    batch = one_row(pa.string())
+    with pytest.raises(DataError) as caught:
+        Gather([batch] * 16, batch.schema).take(np.arange(16))
+    assert is_refused(caught.value, pa.string())
+
+
+def test_another_error_of_arrow_is_not_taken_for_an_overflow() -> None:
+    batches = [pa.record_batch({"x": pa.array([1], kind)}) for kind in (pa.int8(), pa.int16())]
+    with pytest.raises(pa.ArrowInvalid, match="identically typed"):
+        concat(batches, batches[0].schema)

@@ -28,13 +28,20 @@ __all__ = [
     "Dataset",
     "check_unchanged",
     "dataset_of",
-    "holds_dictionary",
     "open_dataset",
     "refuse_changed",
     "schema_of",
 ]
 
 _FINGERPRINT_VERSION = 1
+
+_INSTEAD_OF_VIEWS = {
+    "string_view": "string or large_string",
+    "binary_view": "binary or large_binary",
+    "list_view": "list or large_list",
+    "large_list_view": "list or large_list",
+}
+"""Types that are not read, and what to write. Arrow 26.0 cannot take rows of them, and nulls inside go unseen."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +187,8 @@ def open_dataset(paths: Sequence[str], *, columns: Sequence[str] | None, fills: 
     """The data set of files, folders, globs and URLs, in the order given; None takes all columns of the first file.
 
     Only footers are read. Raises DataError naming file and column: nothing matches, not parquet, a column that is
-    missing or of another type in one of the files, an Arrow extension type, no rows. With `fills` (see `nulls`) also a
-    fill that its column cannot hold, and nulls that a footer knows of in a column without one.
+    missing or of another type in one of the files, an Arrow extension type or view type, no rows. With `fills` (see
+    `nulls`) also a fill that its column cannot hold, and nulls that a footer knows of in a column without one.
     """
     return dataset_of(read_footers(expand(paths), count_nulls=fills is not None), columns, fills)
 
@@ -242,6 +249,12 @@ def _refuse_conflict(expected: pa.Field, found: pa.Field, path: str, first_path:
             where=path,
             hint="Store it as its plain storage type, or leave the column out.",
         )
+    if view := _view_in(found.type):
+        raise DataError(
+            f'column "{found.name}" is {found.type}; Arrow\'s {view} is not read.',
+            where=path,
+            hint=f"Write it as {_INSTEAD_OF_VIEWS[view]}, or leave the column out with dataset.columns.",
+        )
     if found.type != expected.type:
         raise DataError(
             f'column "{found.name}" is {found.type} here, and {expected.type} in {first_path}.',
@@ -276,9 +289,12 @@ def _extension_in(one: pa.Field) -> str | None:
     return next((found for child in _children(kind) if (found := _extension_in(child))), None)
 
 
-def holds_dictionary(kind: pa.DataType) -> bool:
-    """Whether a type is a dictionary, or has one below it."""
-    return bool(pa.types.is_dictionary(kind)) or any(holds_dictionary(child.type) for child in _children(kind))
+def _view_in(kind: pa.DataType) -> str | None:
+    """The name of the first view type that a type is or has below it; None where there is none."""
+    name = str(kind).partition("<")[0]
+    if name in _INSTEAD_OF_VIEWS:
+        return name
+    return next((found for child in _children(kind) if (found := _view_in(child.type))), None)
 
 
 def _children(kind: pa.DataType) -> list[pa.Field]:

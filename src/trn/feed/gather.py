@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.types as kinds
 from numpy.typing import NDArray
 
+from trn.errors import DataError
+
 __all__ = ["Gather", "Pieces", "PlainType", "concat", "group", "plain_rows", "plain_type", "take_arrow"]
 
 Int64 = NDArray[np.int64]
@@ -111,14 +113,32 @@ def group(ends: Int64, places: Int64) -> Pieces:
     return Pieces(len(places), tuple(groups))
 
 
-def take_arrow(columns: Sequence[pa.Array], pieces: Pieces) -> pa.Array:
-    """The wanted rows of a column of any type, by Arrow's take."""
-    taken = [pc.take(_from_its_start(columns[index]), pa.array(local)) for index, _, local in pieces.groups]
-    if len(taken) == 1 and len(columns) == 1:
-        return taken[0]
-    back = np.empty(pieces.count, np.int64)
-    back[np.concatenate([at for _, at, _ in pieces.groups])] = np.arange(pieces.count)
-    return pc.take(pa.concat_arrays(taken), pa.array(back))
+def take_arrow(columns: Sequence[pa.Array], pieces: Pieces, name: str) -> pa.Array:
+    """The wanted rows of a column of any type, by Arrow's take; `name` is for the message.
+
+    Raises DataError where they hold more than the column's 32-bit offsets reach.
+    """
+    try:
+        taken = [pc.take(_from_its_start(columns[index]), pa.array(local)) for index, _, local in pieces.groups]
+        if len(taken) == 1 and len(columns) == 1:
+            return taken[0]
+        back = np.empty(pieces.count, np.int64)
+        back[np.concatenate([at for _, at, _ in pieces.groups])] = np.arange(pieces.count)
+        return pc.take(pa.concat_arrays(taken), pa.array(back))
+    except pa.ArrowInvalid as error:
+        _refuse_overflow(error, name, columns[0].type, pieces.count)
+        raise
+
+
+def _refuse_overflow(error: pa.ArrowInvalid, name: str, kind: pa.DataType, rows: int) -> None:
+    """Raise DataError if `error` is that so many rows do not fit: Arrow's words for it are its only sign."""
+    if "overflow" in str(error):
+        raise DataError(
+            f'column "{name}" is {kind}, and {rows} rows together hold more than its 32-bit offsets reach:'
+            " 2 GiB of text or bytes, or 2^31 values in lists.",
+            where="dataset.batch_size",
+            hint="Use a smaller batch, or write the column as large_string, large_binary or large_list.",
+        ) from error
 
 
 def _from_its_start(column: pa.Array) -> pa.Array:
@@ -146,17 +166,17 @@ class Gather:
             views = [plain_rows(array, plain) for array in arrays]
             if all(view is not None for view in views):
                 return _Plain(plain, views)  # type: ignore[arg-type]  # none of them is None
-        return _Any([piece.column(index) for piece in self._pieces])
+        return _Any([piece.column(index) for piece in self._pieces], self._schema.names[index])
 
     def take(self, places: Int64) -> pa.RecordBatch:
-        """A copy of the rows at `places`, in that order."""
+        """A copy of the rows at `places`, in that order. Raises DataError as `take_arrow` does."""
         is_in_one = all(isinstance(column, _Plain) and len(column.views) == 1 for column in self._columns)
         pieces = Pieces(len(places), ()) if is_in_one else group(self._ends, places)
         columns = [column.take(pieces, places) for column in self._columns]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def view(self, places: Int64) -> pa.RecordBatch:
-        """The rows at `places`, uncopied where they are consecutive and lie in one piece."""
+        """The rows at `places`, uncopied where they are consecutive and lie in one piece; raises as `take` does."""
         first, count = int(places[0]), len(places)
         if len(self._pieces) == 1 and np.array_equal(places, np.arange(first, first + count)):
             return self._pieces[0].slice(first, count)
@@ -184,16 +204,29 @@ class _Plain:
 @dataclass(frozen=True)
 class _Any:
     arrays: list[pa.Array]
+    name: str
 
     def take(self, pieces: Pieces, places: Int64) -> pa.Array:
-        return take_arrow(self.arrays, pieces)
+        return take_arrow(self.arrays, pieces, self.name)
 
 
 def concat(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
-    """The rows of `batches` in one; the batch itself, uncopied, where there is only one; none where there is none."""
+    """The rows of `batches` in one; the batch itself, uncopied, where there is only one; none where there is none.
+
+    Raises DataError where they hold more than a column's 32-bit offsets reach.
+    """
     if len(batches) == 1:
         return batches[0]
     if not batches:
         return pa.RecordBatch.from_pylist([], schema=schema)
-    columns = [pa.concat_arrays([batch.column(index) for batch in batches]) for index in range(len(schema))]
+    columns = [_concat_column(batches, index) for index in range(len(schema))]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _concat_column(batches: Sequence[pa.RecordBatch], index: int) -> pa.Array:
+    arrays = [batch.column(index) for batch in batches]
+    try:
+        return pa.concat_arrays(arrays)
+    except pa.ArrowInvalid as error:
+        _refuse_overflow(error, batches[0].schema.names[index], arrays[0].type, sum(map(len, arrays)))
+        raise

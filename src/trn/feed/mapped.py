@@ -80,7 +80,7 @@ class MappedRows:
             views = [plain_rows(array, plain) for array in arrays]
             if all(view is not None for view in views):
                 return _Plain.of(plain, buffer, views, self._ends)  # type: ignore[arg-type]  # none of them is None
-        return _Any(arrays)
+        return _Any(arrays, self.schema.names[index])
 
     def open(self, window: Window, stop: threading.Event) -> _WindowRows | None:
         return None if stop.is_set() else _WindowRows(self)
@@ -93,7 +93,9 @@ class MappedRows:
         piece_of = rows // even if even else np.searchsorted(self._ends, rows, side="right")
         pieces = Pieces(len(rows), ()) if self._is_plain else group(self._ends, rows)
         columns = [
-            column.take(piece_of, rows) if isinstance(column, _Plain) else take_arrow(column.arrays, pieces)
+            column.take(piece_of, rows)
+            if isinstance(column, _Plain)
+            else take_arrow(column.arrays, pieces, column.name)
             for column in self._columns
         ]
         self._refuse_changed()
@@ -204,3 +206,4 @@ def _half_a_page_in(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any
 @dataclass(frozen=True)
 class _Any:
     arrays: list[pa.Array]
+    name: str
