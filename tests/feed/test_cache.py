@@ -215,7 +215,7 @@ def test_a_file_that_changes_while_it_is_mapped_is_an_error_and_no_garbage(
             os.utime(path, ns=(1, 1))
         else:
             os.truncate(path, 8 if how == "cut" else size + 1)
-        with pytest.raises(DataError, match="the cache was (changed|touched or written to) while it was read"):
+        with pytest.raises(DataError, match=r"the cache was (changed|touched or written to) while it was read"):
             all(feed.next() for _ in range(1000))
 
 

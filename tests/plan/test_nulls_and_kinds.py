@@ -58,6 +58,22 @@ def test_validation_columns_of_another_type_are_refused_naming_file_and_both(tmp
         plan_in(tmp_path)
 
 
+def test_a_column_that_no_cache_can_hold_is_refused_before_the_run(tmp_path: Path) -> None:
+    write_job(tmp_path)
+    for name in ("train-0", "train-1", "validation"):
+        table = pq.read_table(tmp_path / f"{name}.parquet")
+        words = pa.array(["a", "b"] * len(table)).slice(0, len(table)).dictionary_encode()
+        pq.write_table(table.append_column("word", words), tmp_path / f"{name}.parquet", row_group_size=50)
+    assert plan_in(tmp_path, "dataset.cache=cache").dataset.cache is not None
+    sets = ("dataset.columns=[x, y, word]", "dataset.cache=cache")
+    assert plan_in(tmp_path, sets[0]).dataset.columns == ["x", "y", "word"]
+    with pytest.raises(
+        DataError, match=r'train-0\.parquet: column "word" is a dictionary or holds one.*no dataset\.cache'
+    ):
+        plan_in(tmp_path, *sets)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_largest_fill_there_is_comes_back_from_a_plan(folder: Path) -> None:
     path = folder / "train-1.parquet"
     for name in ("train-0", "train-1", "validation"):

@@ -15,7 +15,7 @@ saved.
 """
 
 from trn.feed.blocks import BlockReader
-from trn.feed.cache import Cache, find_cache_at, has_cache, make_cache, open_cache, open_cache_at
+from trn.feed.cache import Cache, find_cache_at, has_cache, make_cache, open_cache, open_cache_at, refuse_uncacheable
 from trn.feed.dataset import DataFile, Dataset, check_unchanged, open_dataset
 from trn.feed.feed import Feed, RawBatch, read_sequential
 from trn.feed.manifest import open_manifest, write_manifest
@@ -46,5 +46,6 @@ __all__ = [
     "open_dataset",
     "open_manifest",
     "read_sequential",
+    "refuse_uncacheable",
     "write_manifest",
 ]

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from trn.errors import DataError
 from trn.feed.blocks import ParquetBlocks
-from trn.feed.dataset import Dataset, holds_dictionary
+from trn.feed.dataset import Dataset
 from trn.feed.gather import plain_type
 from trn.feed.mapped import MappedRows
 from trn.feed.sources import of_each, stat_source
@@ -40,6 +40,7 @@ __all__ = [
     "make_cache",
     "open_cache",
     "open_cache_at",
+    "refuse_uncacheable",
     "verify_cache",
 ]
 
@@ -80,7 +81,21 @@ def _key_of(columns: list[dict[str, str]], dataset: Dataset) -> str:
 
 
 def _content(dataset: Dataset) -> str:
-    """Raises DataError where nothing says whether a file is still the same."""
+    marks = [
+        [file.mtime_ns] if file.digests is None else [one.sha256 for one in file.digests] for file in dataset.files
+    ]
+    return sha256_json({"fingerprint": dataset.fingerprint, "marks": marks})
+
+
+def refuse_uncacheable(dataset: Dataset, columns: Sequence[str]) -> None:
+    """Raise DataError for columns that cannot be mapped, and where nothing says whether a file is still the same."""
+    for name in columns:
+        if "dictionary<" in dataset.columns[name]:
+            raise DataError(
+                f'column "{name}" is a dictionary or holds one, which differs between row groups and cannot be mapped.',
+                where=dataset.files[0].path,
+                hint="Leave the column out, write it as plain values, or use no dataset.cache.",
+            )
     for file in dataset.files:
         if file.digests is None and not file.mtime_ns:
             raise DataError(
@@ -88,10 +103,6 @@ def _content(dataset: Dataset) -> str:
                 where=file.path,
                 hint="Write a manifest with digests (`trn data index`), or use no dataset.cache.",
             )
-    marks = [
-        [file.mtime_ns] if file.digests is None else [one.sha256 for one in file.digests] for file in dataset.files
-    ]
-    return sha256_json({"fingerprint": dataset.fingerprint, "marks": marks})
 
 
 def _columns(dataset: Dataset, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -112,7 +123,7 @@ def _is_there(dataset: Dataset, columns: Sequence[str], folder: Path) -> bool:
 
 
 def has_manifest(dataset: Dataset, columns: Sequence[str], folder: Path) -> bool:
-    """Whether there is one, whole or not. Raises DataError where data cannot have one."""
+    """Whether there is one, whole or not. Raises DataError where a file is gone."""
     return (folder / f"{_key(_as_now(dataset), columns)}.json").exists()
 
 
@@ -260,11 +271,10 @@ def make_cache(
     nothing is left. Raises DataError for the data, StorageError for the folder.
     """
     dataset = _as_now(dataset)
-    _key(dataset, columns)  # refuses, before there is a folder, data that can have none
+    refuse_uncacheable(dataset, columns)
     if _is_there(dataset, columns, folder):
         return _find(dataset, columns, folder)
     reader = ParquetBlocks(dataset, columns)
-    _refuse_dictionaries(reader.schema, dataset)
     make_folder(folder)
     lock = Lock(folder / _LOCK_NAME)
     while not lock.acquire("trn data cache", wait_s=_WAIT_S):
@@ -283,15 +293,6 @@ def _clear_torn(dataset: Dataset, columns: Sequence[str], folder: Path) -> None:
     """Remove what others that died left of this very cache; whatever else lies in the folder is somebody else's."""
     for path in folder.glob(f".{_key(dataset, columns)}.*{TEMP_MARK}*"):
         remove(path)
-
-
-def _refuse_dictionaries(schema: pa.Schema, dataset: Dataset) -> None:
-    if name := next((one.name for one in schema if holds_dictionary(one.type)), None):
-        raise DataError(
-            f'column "{name}" is a dictionary or holds one, which differs between row groups and cannot be mapped.',
-            where=dataset.files[0].path,
-            hint="Leave the column out, write it as plain values, or use no dataset.cache.",
-        )
 
 
 def _write(

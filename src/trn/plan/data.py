@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trn.errors import DataError, PlanRefused
-from trn.feed import Dataset, Fills, Order, open_dataset, open_manifest
+from trn.feed import Dataset, Fills, Order, open_dataset, open_manifest, refuse_uncacheable
 from trn.plan.mock import MockFile
 from trn.spec import DatasetSpec, Spec, ValidationSpec
 from trn.spec.plan_model import BudgetPlan, DatasetPlan, FillPlan, Plan, ValidationPlan
@@ -23,6 +23,8 @@ def plan_data(spec: Spec, trainer: Trainer, mock: MockFile | None = None) -> tup
     part = spec.dataset
     columns = list(part.columns or getattr(trainer, "columns", ()))
     data = _open(part, columns, part.fills) if mock is None else mock.open(columns or None, part.fills)
+    if part.cache is not None:
+        refuse_uncacheable(data, columns or list(data.columns))
     # a budget in passes reads that many; a budget in steps may only begin again with `end: cycle`
     passes = spec.epochs if spec.epochs is not None and spec.steps_per_epoch is None else 1
     dataset = DatasetPlan(
