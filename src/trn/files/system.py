@@ -93,5 +93,5 @@ def storage_errors(doing: str, path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot {doing}: {error.strerror or error}.",
             where=str(path),
-            hint="Free some space and resume." if full else None,
+            hint="Free some space, and do it again." if full else None,
         ) from error
