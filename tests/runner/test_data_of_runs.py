@@ -10,13 +10,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from support.compare import assert_identical, lines, outcome
+from support.compare import assert_identical, events, lines, outcome
 from support.forkserver import ForkServer
 from support.job import command, write_job, write_table
 from trn.errors import PlanRefused
 from trn.feed import write_manifest
 from trn.plan import data
 from trn.plan.data import plan_data
+from trn.records import new_job_id
 from trn.spec import load_spec
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,33 @@ def test_files_that_changed_since_the_run_began_are_refused(
     code, said = run(server, spec, "run")
     assert code == expected, said
     assert ("dataset.data" if change == "other" else str(path)) in said
+
+
+@pytest.mark.parametrize("by", ["the run", "the spec", "a revision"])
+def test_a_file_with_another_time_alone_is_told_on_a_resume(server: ForkServer, tmp_path: Path, by: str) -> None:
+    spec = write_job(tmp_path / "job", max_steps=300, checkpoint_every=10)
+    run_dir = stop_half_way(server, spec, "run")
+    touched = tmp_path / "job/train-1.parquet"
+    os.utime(touched, ns=(0, 0))
+    if by == "a revision":
+        reads(spec, "checkpoint_every: 10", "checkpoint_every: 20")
+    again = ["--job-id", new_job_id(), "--run-dir", str(run_dir)]
+    code, said = (server.run(again, tmp_path / "log"), "") if by == "the run" else run(server, spec, "run", "--resume")
+    assert code == 0, said
+    assert [event["files"] for event in events(run_dir) if event["event"] == "data_touched"] == [[str(touched)]]
+
+
+def test_data_that_lie_elsewhere_are_told_by_their_new_names(server: ForkServer, tmp_path: Path) -> None:
+    spec = write_job(tmp_path / "job", max_steps=300, checkpoint_every=10)
+    run_dir = stop_half_way(server, spec, "run")
+    for name in ("train-0", "train-1"):
+        (tmp_path / f"job/{name}.parquet").rename(tmp_path / f"job/moved-{name}.parquet")
+    os.utime(tmp_path / "job/moved-train-0.parquet", ns=(0, 0))
+    reads(spec, "[train-0.parquet, train-1.parquet]", "[moved-train-0.parquet, moved-train-1.parquet]")
+    code, said = run(server, spec, "run", "--resume")
+    assert code == 0, said
+    (told,) = [event["files"] for event in events(run_dir) if event["event"] == "data_touched"]
+    assert told == [str(tmp_path / "job/moved-train-0.parquet")]
 
 
 def test_a_file_of_the_same_size_and_time_is_found_by_its_manifest(server: ForkServer, tmp_path: Path) -> None:

@@ -26,13 +26,14 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from trn.errors import STATUS, PeerFailed, PlanRefused, Stopped, TrnError
+from trn.errors import STATUS, PeerFailed, PlanRefused, RankLost, Stopped, TrnError
 from trn.loop.pulse import Pulse
 from trn.loop.stop import StopRequest
 from trn.ranks import World, error_file
 from trn.ranks.group import Alone, Group
 from trn.ranks.processes import Ranks, join
 from trn.ranks.watchdog import Watchdog
+from trn.ranks.words import BROKEN_S, POLL_S, Silence
 from trn.runner.console import say
 from trn.spec.plan_model import Plan
 
@@ -132,13 +133,40 @@ class Company:
     def telling(self, work: Callable[[], T]) -> T:
         """What `work` gives; where it raises, the others hear of it at once and wait no longer."""
         try:
-            return work()
+            return self.unless_lost(work)
         except BaseException as error:
             if os.getpid() != self.owner:
                 os._exit(1)  # a child that the trainer forked: it speaks for nobody
             self.pulse.failed(error)
             if self.ranks is not None and not isinstance(error, PeerFailed):
                 self.ranks.fail(outcome_of(error), str(error))
+            raise
+
+    def unless_lost(self, work: Callable[[], T]) -> T:
+        """What `work` gives. A stop that it raises is believed once all other ranks gave a sign of life.
+
+        Launchers ask all to stop where one is gone. Raises RankLost naming those that give none, or PeerFailed.
+        """
+        try:
+            return work()
+        except Stopped as error:
+            if error.outcome == "preempted" and os.getpid() == self.owner:
+                self._require_others()
+            raise
+
+    def _require_others(self) -> None:
+        ranks = self.ranks
+        if ranks is None:
+            return
+        others = [rank for rank in range(ranks.world_size) if rank != ranks.rank]
+        silence, last = Silence(ranks, others, BROKEN_S), {rank: ranks.beat_of(rank) for rank in others}
+        try:
+            while any(ranks.beat_of(rank) == last[rank] for rank in others):
+                silence.check()
+                time.sleep(POLL_S)
+        except RankLost:
+            if failure := ranks.failure_kept():  # it said why, and left
+                raise failure from None
             raise
 
     def require_same_start(self, marks: list[float]) -> None:
@@ -173,7 +201,7 @@ def lead(company: Company, work: Callable[[Company], int]) -> int:
     assert ranks is not None, "a world of one has nobody to lead"
     code, reason = STATUS["crashed"].exit, "rank 0 did not come to an end of its own"
     try:
-        code = work(company)
+        code = company.unless_lost(lambda: work(company))
         reason = f"the job ended with exit status {code}"
         return code
     except TrnError as error:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from trn.loop.stop import StopRequest
 from trn.plan import warn_of_few_tokens
 from trn.plan.publish import withdraw_run
 from trn.provenance.process import clean_event
-from trn.records import Outcome, utc_now
+from trn.records import Json, Outcome, utc_now
 from trn.reopen import announced_steps, progress_of
 from trn.runner.alongside import Alongside, alongside
 from trn.runner.artifacts import publish_revision, record_begin, record_resume, require_run_meta, safe_text
@@ -257,9 +257,19 @@ def _announce(job: Job, events: EventLog) -> None:
         forked = {} if forked_from is None else {"forked_from": forked_from}
         events.emit("plan_written", fingerprint=plan.fingerprint, revision=plan.revision, changes=changes, **forked)
     events.emit("job_started", pid=os.getpid(), resume=job.goes_on)
-    for part in (plan.dataset, plan.validation):
-        if part is not None and (touched := check_unchanged(Dataset.from_json(part.data))):
+    before = plan if job.resume is None else job.resume.published
+    for part, was in ((plan.dataset, before.dataset), (plan.validation, before.validation)):
+        if part is not None and was is not None and (touched := _touched(part.data, was.data)):
             events.emit("data_touched", files=list(touched))
+
+
+def _touched(data: Json, planned: Json) -> tuple[str, ...]:
+    """Files with another time stamp than in the plan before, where they lie now: a spec's plan is made of them anew."""
+    now, was = Dataset.from_json(data), Dataset.from_json(planned)
+    if now.fingerprint != was.fingerprint:  # other data, which was allowed: nothing of them was planned before
+        was = now
+    files = zip(was.files, now.files, strict=True)
+    return check_unchanged(replace(was, files=tuple(replace(one, path=here.path) for one, here in files)))
 
 
 _ASKED_FOR = frozenset({"preempted", "cancelled", "time_limit"})

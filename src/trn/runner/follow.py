@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ def follow(company: Company, stop: StopRequest) -> int:
     code: int | None = None
     reason, patience_s = _FOLLOWED, math.inf
     try:
-        job = company.hear_job(stop)
+        job = company.unless_lost(lambda: company.hear_job(stop))
         is_new = not (Path(job.plan.run_dir) / "reports/events.jsonl").exists()
         with alongside(job.plan, job.job_id, company, is_new=is_new) as beside:
-            ending, step = _take_part(company, job, stop, beside)
+            ending, step = company.unless_lost(partial(_take_part, company, job, stop, beside))
             company.watchdog.rest()
             code = ranks.ending()  # rank 0 may export, and that may make another outcome of it
             is_same = code == STATUS[ending.status].exit

@@ -73,7 +73,9 @@ def _decoded(plan: Plan, dataset: Dataset, company: Company, stop: StopRequest) 
 
 def _cached(dataset: Dataset, columns: Sequence[str], folder: Path, company: Company, stop: StopRequest) -> MappedRows:
     if not has_cache(dataset, columns, folder):
-        say(f"trn: decoding {dataset.rows:,} rows into the cache {folder}, once")
+        speaks = company.world.rank == 0  # whichever of the ranks makes it
+        if speaks:
+            say(f"trn: decoding {dataset.rows:,} rows into the cache {folder}, once")
 
         def each_block(rows: int) -> None:
             company.watchdog.step_ended()
@@ -83,7 +85,8 @@ def _cached(dataset: Dataset, columns: Sequence[str], folder: Path, company: Com
                 )
 
         made = make_cache(dataset, columns, folder, each_block=each_block)
-        say(f"trn: the cache is there: {made.size_bytes:,} bytes")
+        if speaks:
+            say(f"trn: the cache is there: {made.size_bytes:,} bytes")
     return open_cache(dataset, columns, folder)
 
 
