@@ -14,8 +14,9 @@ import pytest
 from support.door import filled, row_of, until
 from support.stand_in import argv, outcome_of_job, publish
 from trn.errors import StorageError
-from trn.files import Lock, make_folder, write_atomic
+from trn.files import Lock, is_locked, make_folder, write_atomic
 from trn.jobs import launch_lock, observe, open_store, outcome_of, record_lost, row_of_folder, rows_of_folders
+from trn.jobs.attending import attend
 from trn.records import JobRow, pretty_json
 
 OPEN = ("submitted", "starting", "running")
@@ -223,6 +224,33 @@ def test_a_writing_door_records_what_became_of_jobs_without_a_door(
     assert recorded["dead"].ended_at is not None
     assert not launch_lock(runs_dir, dead.job_id).exists()
     door.release()
+
+
+@pytest.mark.parametrize("status", ["completed", "preempted"])
+def test_an_ended_job_is_left_to_its_door_as_long_as_that_is_there(runs_dir: Path, status: str) -> None:
+    row = row_of(runs_dir, "demo", state="running")
+    put_outcome(runs_dir, row, status)
+    with open_store(runs_dir) as store:
+        store.add(row)
+        door = attend(runs_dir, row.job_id)
+        assert door is not None
+        assert record_lost(store) == []
+        assert store.get(row.job_id) == row
+        assert is_locked(door.path) is not None
+        assert door.path.exists(), "a door whose lock is gone would be taken for dead"
+        door.release()
+        assert [one.state for one in record_lost(store)] == [status]
+        assert not door.path.exists()
+
+
+def test_a_job_of_which_nobody_can_say_whether_its_door_is_there_is_left_alone(runs_dir: Path) -> None:
+    row = row_of(runs_dir, "demo", state="running")
+    with open_store(runs_dir) as store:
+        store.add(row)
+        lock = launch_lock(runs_dir, row.job_id)
+        make_folder(lock.parent)
+        lock.symlink_to(lock.name)
+        assert record_lost(store) == []
 
 
 def make_unreadable(path: Path) -> None:

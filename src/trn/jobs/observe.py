@@ -92,6 +92,13 @@ def _is_attended(runs_dir: Path, job_id: str) -> bool:
     return any(is_locked(lock) is not None for lock in locks)
 
 
+def _may_be_attended(runs_dir: Path, job_id: str) -> bool:
+    try:
+        return _is_attended(runs_dir, job_id)
+    except OSError:
+        return True
+
+
 def _holder(run_dir: Path) -> str | None:
     """The job that holds the run's lock, "" where it has not said so yet, None where nobody does."""
     try:
@@ -117,9 +124,14 @@ def _ended(row: JobRow, outcome: Outcome) -> JobRow:
 
 
 def record_lost(store: Store) -> list[JobRow]:
-    """Bring rows up to what the disk says where their door cannot any more; returns the new rows."""
+    """Bring rows up to what the disk says where their door cannot any more; returns the new rows.
+
+    A job whose door is there is left alone, ended or not: its row, its lock and its log are that door's to finish.
+    """
     recorded = []
     for row in store.list(states=OPEN_STATES):
+        if _may_be_attended(store.runs_dir, row.job_id):
+            continue
         seen = observe(row, store.runs_dir)
         if seen.state in OPEN_STATES:
             continue

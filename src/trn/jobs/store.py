@@ -119,11 +119,16 @@ class Store:
         return moved
 
     def advance(self, job_id: str, state: str, **changes: Any) -> JobRow:
-        """Move a job to `state` from wherever it is now; returns its new row. Raises StorageError as `swap` does."""
+        """Move a job to `state` from wherever it is now; returns its new row. Raises StorageError as `swap` does.
+
+        One that somebody else has moved there already stays as it is, without the `changes`.
+        """
         while True:
             row = self.get(job_id)
             if row is None:
                 raise StorageError(f"there is no job {job_id}.", where=str(self.path))
+            if row.state == state:
+                return row
             if moved := self.swap(row, state, **changes):
                 return moved
 
