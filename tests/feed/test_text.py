@@ -225,7 +225,7 @@ def test_other_text_or_settings_are_refused_until_forced(source: Path, tmp_path:
     assert contents(out) == before
     status, summary = build(source, out, force=True)
     assert (status, summary["repeated_files"]) == ("built", 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_a_damaged_data_set_is_not_taken_for_whole(source: Path, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(source: Path, tmp_path: Path
     failed = command(source, tmp_path / "out", TRN_FAULT="op=write,n=1,do=enospc,path=train.parquet")
     assert failed.returncode == 74
     assert failed.stderr.splitlines()[-1].startswith("storage error [io_error] at ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_too_little_text_is_refused_with_the_numbers(source: Path, tmp_path: Pat
         build(source, tmp_path / "out", replace(SETTINGS, pattern="*.txt"))
     with pytest.raises(DataError, match="no such folder"):
         build(tmp_path / "nowhere", tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
 def test_without_the_extra_one_line_says_what_to_install(source: Path, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ MISTAKES = [
     ("validation: {parquet_paths: []}", "validation.parquet_paths", "expected at least one path, found an empty list"),
     ("validation: {parquet_paths: a.parquet}", "validation.parquet_paths", "expected a list such as [a, b], found"),
     ("validation: {parquet_paths: [1]}", "validation.parquet_paths[0]", "expected text, found 1"),
+    ("runs_dir: s3://b/runs", "runs_dir", "expected a folder on this machine, found 's3://b/runs'"),
     # choices
     ("guard: {policy: skipp}", "guard.policy", "expected stop or skip (did you mean skip?), found 'skipp'"),
     ("gates: {regime: scratch}", "gates.regime", "expected finetune or from_scratch"),
@@ -163,6 +164,16 @@ def test_a_missing_key_is_named_with_an_example(
 def test_a_missing_budget_is_named(write: Write, refuse: Refuse, without_key: Callable[[str], str]) -> None:
     (problem,) = refuse(write(without_key("max_steps"), good=False))
     assert str(problem).endswith("max_steps: a budget is required, never defaulted: write max_steps or epochs")
+
+
+@pytest.mark.parametrize("url", ["s3://b/c", "file:///c", "https://host/c"])
+def test_a_cache_is_a_folder_on_this_machine(
+    write: Write, refuse: Refuse, without_key: Callable[[str], str], url: str
+) -> None:
+    dataset = f"dataset: {{parquet_paths: [s3://b/data/*.parquet], cache: {url}}}\n"
+    (problem,) = refuse(write(dataset + without_key("dataset"), good=False))
+    assert (problem.path, problem.line) == ("dataset.cache", 1)
+    assert problem.message == f"expected a folder on this machine, found {url!r}"
 
 
 @pytest.mark.parametrize(

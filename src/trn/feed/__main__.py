@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trn.errors import StorageError, TrnError, exit_code
+from trn.errors import StorageError, TrnError
 from trn.feed.manifest import write_manifest
-from trn.feed.verbs import VERBS, Parser, add_verbs, run_verb, subject_of_paths
+from trn.feed.verbs import VERBS, Parser, add_verbs, run_verb, stoppable, subject_of_paths
 from trn.records import json_line
 
 
@@ -18,14 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         parsed = _parser(arguments).parse_args(arguments)
-        if parsed.command == "index":
-            return _index(parsed)
-        if parsed.command in VERBS:
-            return run_verb(parsed, subject_of_paths(parsed))
-        # the other half of this room, loaded only when it is asked for: it brings more libraries
-        from trn.feed import pack, text
-
-        return pack.run(parsed) if parsed.command == "pack" else text.run(parsed)
+        with stoppable():
+            return _run(parsed)
     except TrnError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_status
@@ -33,15 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = StorageError(f"{error.strerror or error}.", where=error.filename)
         sys.stderr.write(f"{failed}\n")
         return failed.exit_status
-    except KeyboardInterrupt:
-        return exit_code("cancelled")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.command == "index":
+        return _index(parsed)
+    if parsed.command in VERBS:
+        return run_verb(parsed, subject_of_paths(parsed))
+    # the other half of this room, loaded only when it is asked for: it brings more libraries
+    from trn.feed import pack, text
+
+    return pack.run(parsed) if parsed.command == "pack" else text.run(parsed)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = Parser(prog="trn data", description="Look at data sets, and make them.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     index = commands.add_parser("index", help="write the manifest of parquet files")
-    index.add_argument("paths", nargs="+", metavar="PATH", help="files, folders or globs, in this order")
+    index.add_argument("paths", nargs="+", metavar="PATH", help="files, folders, globs or URLs, in this order")
     index.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the manifest goes")
     index.add_argument("--json", action="store_true", help="print a JSON object on stdout")
     add_verbs(commands)

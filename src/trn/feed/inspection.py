@@ -83,7 +83,7 @@ def _measure(subject: Subject, dataset: Dataset, order: Order, seconds: float) -
         "batches": batches,
         "rows": rows,
         "seconds": round(elapsed_s, 6),
-        "first_batch_seconds": round(first_s, 6),
+        "first_batch_seconds": round(first_s, 6) if batches else None,
         "rows_per_second": round((rows - rows / batches) / after_s) if is_long else None,
         "bytes_per_second": round((size_bytes - size_bytes / batches) / after_s) if is_long else None,
         "seconds_per_batch": round(after_s / (batches - 1), 9) if is_long else None,
@@ -103,6 +103,8 @@ def inspection_lines(report: dict[str, Any]) -> list[str]:
     for index, rows in enumerate(order["first_batches"]):
         more = " ..." if order["batch_size"] > len(rows) else ""
         lines.append(f"  batch {index + 1}: rows {', '.join(map(str, rows))}{more}")
+    if reading["first_batch_seconds"] is None:
+        return [*lines, f"there is no batch of {order['batch_size']:,} rows: what is read has fewer"]
     lines.append(f"first batch after {reading['first_batch_seconds'] * 1e3:,.1f} ms, from the {reading['source']}")
     if reading["seconds_per_batch"] is None:
         return [*lines, "too few batches to measure a speed"]

@@ -8,6 +8,7 @@ from, and the sha256 of each file. A folder without one, or with damaged files, 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Callable
@@ -100,6 +101,9 @@ def make_product(
             return "up_to_date", summary
         return "built", _build(product, out, input_sha256, fill)
     finally:
+        with contextlib.suppress(OSError, StorageError):
+            if lock.is_ours():  # whoever waits for it sees that the file is gone, and takes a new one
+                files.remove(lock.path)
         lock.release()
 
 
@@ -107,8 +111,9 @@ def _build(product: Product, out: Path, input_sha256: str, fill: Callable[[Path]
     """Fill a folder beside `out`, then put it there by one rename. The caller holds the lock of `out`."""
     for left in out.parent.glob(f"{glob.escape(aside(out, 'tmp-').name)}*"):
         files.remove_tree(left)
-    staged = files.make_folder(aside(out, f"tmp-{os.getpid()}"))
+    staged = aside(out, f"tmp-{os.getpid()}")
     try:
+        files.make_folder(staged)
         summary = {
             "kind": product.kind,
             "format": 1,

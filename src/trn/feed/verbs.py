@@ -6,29 +6,83 @@ Results go to standard output, or as one JSON object with --json; errors are rai
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
-from trn.errors import STATUS, UsageError
+from trn.errors import STATUS, Stopped, UsageError
 from trn.feed.cache import Cache, has_cache, make_cache
 from trn.feed.checks import validate_data
 from trn.feed.inspection import inspect_data, inspection_lines
+from trn.feed.stores import is_url
 from trn.feed.subject import Subject, named
 from trn.records import json_line
 
-__all__ = ["VERBS", "Parser", "add_verbs", "run_verb", "subject_of_paths"]
+__all__ = ["VERBS", "Parser", "add_verbs", "run_verb", "stoppable", "subject_of_paths"]
 
 VERBS = ("inspect", "validate", "cache")
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WHAT = "a spec; or files, folders, globs or URLs, in this order, or one manifest"
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports misuse as every other door does: one line, and the exit status of the code."""
+    """Reports misuse as every other door does: one line, and the exit status of the code.
+
+    What is taken as a `Path` is on this machine: a URL is refused, for it would become a folder called `s3:`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("type", Path, _path_here)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}.", where=self.prog, hint="See --help.")
+
+
+def _path_here(text: str) -> Path:
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"expected a path on this machine, found {text!r}")
+    return Path(text)
+
+
+class _Asked(Stopped):
+    """A verb was asked to stop."""
+
+    kind = "data"
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is done inside as Ctrl-C does: what was half made is removed. Raises Stopped.
+
+    The first one counts; another kind does not disturb the cleaning up, the same kind again ends that too. A signal
+    that the user had ignored (nohup) stays ignored. Only in the main thread.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1 or number in received[:-1]:
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, stop)
+        yield
+    except KeyboardInterrupt:
+        first = signal.Signals((*received, signal.SIGINT)[0])
+        outcome = "cancelled" if first == signal.SIGINT else "preempted"
+        raise _Asked(outcome, f"{first.name} was received; nothing half made was left.") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def add_verbs(commands: Any) -> None:
@@ -37,7 +91,7 @@ def add_verbs(commands: Any) -> None:
     _add_common(inspect)
     inspect.add_argument("--batch-size", type=_positive, metavar="N", help="rows of a batch; 32, or the spec's")
     inspect.add_argument(
-        "--seconds", type=float, default=3.0, metavar="S", help="how long to read at most; %(default)s"
+        "--seconds", type=_seconds, default=3.0, metavar="S", help="how long to read at most; %(default)s"
     )
     validate = commands.add_parser("validate", help="all that is wrong with data; exit status 65 where something is")
     _add_common(validate)
@@ -59,6 +113,13 @@ def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if (seconds := float(text)) >= 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"expected a number of seconds from 0, found {text!r}")
 
 
 def subject_of_paths(parsed: argparse.Namespace) -> Subject:

@@ -25,8 +25,9 @@ class Lock:
     """An exclusive lock on a file, held from `acquire` until `release` or the death of this process.
 
     It is an flock(2): it survives a rename of the file or of its folder, is released by the system however the
-    holder dies, and is closed in forked children, so that no child can keep it. The file is never removed: whoever
-    unlinks a lock file lets two holders in. Not for network file systems without flock support.
+    holder dies, and is closed in forked children, so that no child can keep it. Nobody but the holder may remove the
+    file, as the last it does: whoever unlinks another's lets two holders in. Whoever waited for a file that is gone
+    takes a new one. Not for network file systems without flock support.
 
     A holder that is stopped, or swapped out for an hour, holds it all the same: on a local disk nobody can take a lock
     away from a living process, and two holders at a time need somebody who removes or replaces the file. On a network

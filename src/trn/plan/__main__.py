@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trn.errors import SpecError, StorageError, TrnError, UsageError, exit_code
+from trn.errors import SpecError, StorageError, TrnError, UsageError
 from trn.feed.subject import Named, Subject
-from trn.feed.verbs import Parser, add_verbs, run_verb
+from trn.feed.verbs import Parser, add_verbs, run_verb, stoppable
 from trn.plan.mock import make_mock
 from trn.plan.planner import use_spec_folder
 from trn.provenance.process import process_redactor
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(parsed.data) > 1:
             raise UsageError("a spec is looked at alone.", where=f"trn data {parsed.command}")
         loaded = load_spec(Path(parsed.data[0]))
-        with tempfile.TemporaryDirectory(prefix="trn-data-") as scratch:
+        with stoppable(), tempfile.TemporaryDirectory(prefix="trn-data-") as scratch:
             return run_verb(parsed, _subject(loaded, _columns(parsed.columns, loaded), Path(scratch)))
     except SpecError as error:
         # a value that is shown in a problem may be a token that was put into the wrong place
@@ -47,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = StorageError(f"{error.strerror or error}.", where=error.filename)
         sys.stderr.write(f"{failed}\n")
         return failed.exit_status
-    except KeyboardInterrupt:
-        return exit_code("cancelled")
 
 
 def _columns(asked: str | None, loaded: LoadedSpec) -> tuple[str, ...] | None:

@@ -26,6 +26,7 @@ from trn.spec.values import (
     Deterministic,
     DeviceName,
     FileName,
+    FolderText,
     Inputs,
     Label,
     Name,
@@ -108,7 +109,7 @@ class DatasetSpec(_Part):
     """Whether each pass has its own order. It follows from `seed`, the data and the pass, from nothing else."""
     window: Window = 8
     """Row groups that are shuffled together: more mix better and take more memory. all: the whole data set."""
-    cache: PathText | None = None
+    cache: FolderText | None = None
     """A folder for the data decoded into mapped Arrow, made when not there; null: parquet is decoded in each pass."""
     remainder: Literal["carry", "drop", "keep"] = "carry"
     """A last, short batch of a pass: filled from the next pass, dropped, or kept short."""
@@ -447,7 +448,7 @@ class Spec(_Part):
     """Notes of the author, carried into the metadata: any JSON values. They change nothing."""
     add_version: bool = False
     """Whether a new run gets a version of its own below its `run_id`, instead of being refused where there is one."""
-    runs_dir: PathText | None = None
+    runs_dir: FolderText | None = None
     """Folder of all runs; null: `runs` below the current folder. `--runs-dir` and TRN_RUNS_DIR win."""
     threads: Annotated[int, Field(ge=0, le=4096), Whole] = 0
     """CPU threads; 0: what the machine gives. The number used is recorded and part of the resume contract."""

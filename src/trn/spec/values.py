@@ -28,6 +28,7 @@ __all__ = [
     "Deterministic",
     "DeviceName",
     "FileName",
+    "FolderText",
     "Inputs",
     "LARGEST",
     "Label",
@@ -95,6 +96,12 @@ def _is_run_id(value: str) -> str:
 def _is_path(value: str) -> str:
     if not value.strip() or "\0" in value:
         raise _expected("a path")
+    return value
+
+
+def _is_here(value: str) -> str:
+    if "://" in value:
+        raise _expected("a folder on this machine")
     return value
 
 
@@ -166,6 +173,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_is_path)]
+FolderText = Annotated[PathText, AfterValidator(_is_here)]
+"""A folder that is written to; no URL."""
 Label = Annotated[str, Field(max_length=256), AfterValidator(_is_label)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 Paths = Annotated[
