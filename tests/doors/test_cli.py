@@ -268,6 +268,17 @@ def test_a_run_id_never_becomes_a_path_unchecked(runs_dir: Path, job: Path, run_
     assert not runs_dir.exists()
 
 
+@pytest.mark.parametrize("verb", [["list"], ["doctor"], ["gc"], ["status", "run"]])
+def test_a_url_is_no_folder_of_runs(
+    verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRN_RUNS_DIR", "s3://bucket/runs")
+    assert main(verb) == 2
+    assert "TRN_RUNS_DIR: expected a folder on this machine, found 's3://bucket/runs'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_resuming_without_a_name_is_refused(runs_dir: Path, job: Path) -> None:
     for flag in ("--resume", "--auto-resume"):
         done = trn("run", "--config", str(job), flag)

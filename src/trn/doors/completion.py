@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trn.doors.targets import runs_folder
-from trn.errors import StorageError
+from trn.errors import StorageError, UsageError
 from trn.jobs import open_store
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     try:
         with open_store(runs_folder(ctx.params.get("runs_dir"))) as store:
             return [CompletionItem(run_id) for run_id in store.names_of_runs(incomplete, _MOST_NAMES)]
-    except (OSError, StorageError):
+    except (OSError, StorageError, UsageError):
         return []
 
 

@@ -34,8 +34,16 @@ class Target(NamedTuple):
 
 
 def runs_folder(flag: str | None, from_spec: str | None = None) -> Path:
-    """The folder of all runs, absolute: `--runs-dir`, else TRN_RUNS_DIR, else the spec's, else `runs` right here."""
-    return Path(os.path.abspath(flag or os.environ.get("TRN_RUNS_DIR") or from_spec or "runs"))
+    """The folder of all runs, absolute: `--runs-dir`, else TRN_RUNS_DIR, else the spec's, else `runs` right here.
+
+    Raises UsageError for a URL.
+    """
+    given = flag or os.environ.get("TRN_RUNS_DIR") or from_spec or "runs"
+    if "://" in given:
+        raise UsageError(
+            f"expected a folder on this machine, found {given!r}.", where="--runs-dir" if flag else "TRN_RUNS_DIR"
+        )
+    return Path(os.path.abspath(given))
 
 
 def check_run_id(run_id: str) -> str:
