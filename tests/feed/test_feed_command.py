@@ -176,6 +176,7 @@ SIGNALS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status", "told"), SIGNALS, ids=["TERM", "HUP", "INT"])
 def test_a_signal_ends_the_making_of_a_cache_and_leaves_nothing(
     many_groups: Path, tmp_path: Path, number: signal.Signals, status: int, told: str
@@ -187,6 +188,7 @@ def test_a_signal_ends_the_making_of_a_cache_and_leaves_nothing(
     assert [one.name for one in out.iterdir()] == [".trn-cache.lock"]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_making_of_a_packed_data_set_and_leaves_nothing(many_groups: Path, tmp_path: Path) -> None:
     arguments = ("pack", str(many_groups), "--out", str(tmp_path / "out"), "--column", "doc", "--context", "4")
     process = start("trn.feed", *arguments)

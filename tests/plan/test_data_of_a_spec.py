@@ -44,6 +44,7 @@ def test_a_cache_at_a_url_is_refused_and_nothing_is_made(
     assert sorted(one.name for one in tmp_path.iterdir()) == ["many.parquet", "spec.yaml"]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_making_of_a_spec_s_cache_and_leaves_nothing(tmp_path: Path) -> None:
     table = pa.table({name: pa.array(range(20_000), pa.int32()) for name in ("id", "a", "b", "c")})
     pq.write_table(table, tmp_path / "many.parquet", row_group_size=1, compression="none", write_statistics=False)

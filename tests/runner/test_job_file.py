@@ -116,6 +116,7 @@ def test_a_job_runs_through_the_command_line_and_killed_it_goes_on_to_the_same_e
     assert_identical(run_dir, oracle)
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_job_tells_its_plan_and_writes_nothing(server: ForkServer, tmp_path: Path) -> None:
     job, log = write_smoke(tmp_path), tmp_path / "log"
     before = set(tmp_path.iterdir()) | {log, tmp_path / "__pycache__"}
