@@ -65,6 +65,7 @@ def set_weight(proto: Any, name: str, index: int, value: float) -> float:
     return before
 
 
+@pytest.mark.slow
 def test_a_file_is_whole_exact_and_leaves_no_trace(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

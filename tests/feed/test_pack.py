@@ -52,6 +52,7 @@ PAD = 999_999
 LENGTHS = st.lists(st.integers(0, 30) | st.integers(0, 3), min_size=1, max_size=40).filter(any)
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     lengths=LENGTHS,

@@ -74,6 +74,7 @@ def test_each_knob_of_the_shape_gives_the_parameters_it_should(
     assert size_of(**params) == 2 * (attention + ffn + norms) + 32 + embeddings
 
 
+@pytest.mark.slow
 def test_a_370m_class_configuration_fits_the_same_parameters() -> None:
     size = size_of(width=1024, depth=24, heads=16, kv_heads=4, vocab=50_257, context=1024, tied=False)
     assert 365e6 < size < 375e6
@@ -125,6 +126,7 @@ def test_an_untrained_model_knows_nothing(tmp_path: Path) -> None:
     assert step.count == 16 * 16
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_is_learned(tmp_path: Path) -> None:
     trainer, state, ctx = started(tmp_path)
     batch = trainer.prepare_batch(raw_batch(), state, ctx)

@@ -95,6 +95,7 @@ def test_without_a_driver_there_is_a_reason_and_no_number(monkeypatch: pytest.Mo
     assert pulse.gpu is None
 
 
+@pytest.mark.slow
 def test_a_driver_that_hangs_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     state = drivers.install(monkeypatch, tmp_path, [gpu(0)])
     pulse = Pulse()

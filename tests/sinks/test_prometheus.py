@@ -187,6 +187,7 @@ def test_only_this_host_is_answered_and_only_with_the_page(run: ToyRun) -> None:
             assert connection.recv(64).startswith(b"HTTP/1.0 501")
 
 
+@pytest.mark.slow
 def test_readers_that_say_nothing_do_not_keep_others_waiting_for_long(
     run: ToyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

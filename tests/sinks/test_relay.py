@@ -452,6 +452,7 @@ def test_from_start_writes_all_curves_again(run: ToyRun, curves: Curves) -> None
     assert curves.writes == 10
 
 
+@pytest.mark.slow
 def test_curves_survive_failures_without_a_step_lost_or_doubled(run: ToyRun, curves: Curves) -> None:
     run.metrics(1, 700)
     relay = RelayThread(TARGET, run.facts)

@@ -54,6 +54,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 def test_a_trainer_that_keeps_every_promise_passes() -> None:
     report = check_trainer(them.Good, rows=table(), steps=6, learn_steps=40, spec={"optimizer": {"lr": 0.05}})
     assert report.proven == PROMISES
